@@ -1,0 +1,54 @@
+"""Frozen dataclasses <-> plain values (dict, list, str, int, float, bool, bytes, None), checked on the way in."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pistage.errors import Code, PistageError
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def to_plain(kind: Any, value: Any) -> Any:
+    """`value`, an instance of `kind` (a dataclass or a union of them), as plain values; `bytes` stay bytes."""
+    return _adapter(kind).dump_python(value, mode="python")
+
+
+def from_plain(kind: Any, plain: Any) -> Any:
+    """The instance of `kind` that `plain` describes; PistageError `invalid` names the first field that is wrong."""
+    try:
+        return _adapter(kind).validate_python(plain)
+    except ValidationError as error:
+        raise _refusal(kind, error) from None
+
+
+def to_json(kind: Any, value: Any) -> str:
+    """`value` as canonical JSON: the same value gives the same text on every machine."""
+    return json.dumps(
+        _adapter(kind).dump_python(value, mode="json"),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+
+
+def from_json(kind: Any, text: str | bytes) -> Any:
+    """The instance of `kind` that the JSON `text` describes."""
+    try:
+        return _adapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise _refusal(kind, error) from None
+
+
+def _refusal(kind: Any, error: ValidationError) -> PistageError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the value"
+    name = getattr(kind, "__name__", str(kind))
+    return PistageError(Code.INVALID, f"not a valid {name}: {where}: {first['msg']}")

@@ -1,0 +1,195 @@
+"""Everything that can change the cluster, typed; a command is the only thing that enters the replicated log.
+
+The proposer fixes ids, chance and time (`at`, milliseconds UTC): applying a command is a function of the state alone.
+A command is never changed in meaning once released; a new meaning is a new kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Discriminator
+
+from pistage.core.model import AgentInfo, Result, StreamEnd
+from pistage.core.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundCluster:
+    """The first entry: gives the cluster its id. Applied again with another id, it is rejected."""
+
+    kind: Literal["found_cluster"] = "found_cluster"
+    at: int
+    cluster_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutAction:
+    """Register `text` under `name`: a new version, unless it is the newest one already."""
+
+    kind: Literal["put_action"] = "put_action"
+    at: int
+    project: str
+    owner: str
+    name: str
+    text: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteAction:
+    """Forget every version of `name`; runs that exist keep their plans."""
+
+    kind: Literal["delete_action"] = "delete_action"
+    at: int
+    project: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitRun:
+    """Make a run. The same `request_key` and `request_sha256` again give the same answer; another body is refused.
+
+    `request_key` is the client's Idempotency-Key, or None for a submission that may be made twice.
+    """
+
+    kind: Literal["submit_run"] = "submit_run"
+    at: int
+    run_id: str
+    project: str
+    owner: str
+    plan: Plan
+    source: str  # the document as it was submitted
+    request_key: str | None = None
+    request_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRun:
+    """Cancel what has not ended; tasks that run stay `running` until their agent proves them gone."""
+
+    kind: Literal["cancel_run"] = "cancel_run"
+    at: int
+    run_id: str
+    owner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterAgent:
+    """An agent came. A new incarnation gets a higher epoch; the answer carries it."""
+
+    kind: Literal["register_agent"] = "register_agent"
+    at: int
+    info: AgentInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoseAgent:
+    """The agent's lease ran out: its live attempts end as lost, and their tasks retry as their policy says."""
+
+    kind: Literal["lose_agent"] = "lose_agent"
+    at: int
+    agent_id: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAgentDrain:
+    """Give a drained agent no new work (`is_draining`), or let it take work again."""
+
+    kind: Literal["set_agent_drain"] = "set_agent_drain"
+    at: int
+    agent_id: str
+    is_draining: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignTask:
+    """Place a queued task. Its log index is the attempt's fence. Rejected if anything it relied on has changed."""
+
+    kind: Literal["assign_task"] = "assign_task"
+    at: int
+    attempt_id: str
+    run_id: str
+    task: str
+    agent_id: str
+    agent_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The agent has journalled the assignment and will see it through."""
+
+    kind: Literal["accepted"] = "accepted"
+    at: int
+    attempt_id: str
+    fence: int
+    runtime: str = ""
+    notes: tuple[str, ...] = ()  # what a person must know: "images were not used", …
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted:
+    """A step's command runs. `container` is the engine's id of it, or "" where there is none."""
+
+    kind: Literal["step_started"] = "step_started"
+    at: int
+    attempt_id: str
+    fence: int
+    step: str
+    container: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFinished:
+    """A step ended, or was skipped; `stdout` and `stderr` say how much output there is to be had."""
+
+    kind: Literal["step_finished"] = "step_finished"
+    at: int
+    attempt_id: str
+    fence: int
+    step: str
+    result: Result
+    stdout: StreamEnd | None = None
+    stderr: StreamEnd | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The attempt ended and its processes are proven gone."""
+
+    kind: Literal["finished"] = "finished"
+    at: int
+    attempt_id: str
+    fence: int
+    result: Result
+
+
+AttemptEvent = Annotated[Accepted | StepStarted | StepFinished | Finished, Discriminator("kind")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordEvents:
+    """What agents reported, in order. Each event is taken or refused by itself; the answer has a verdict for each."""
+
+    kind: Literal["record_events"] = "record_events"
+    at: int
+    events: tuple[AttemptEvent, ...]
+
+
+Command = Annotated[
+    FoundCluster
+    | PutAction
+    | DeleteAction
+    | SubmitRun
+    | CancelRun
+    | RegisterAgent
+    | LoseAgent
+    | SetAgentDrain
+    | AssignTask
+    | RecordEvents,
+    Discriminator("kind"),
+]

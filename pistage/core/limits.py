@@ -1,0 +1,68 @@
+"""A limit on everything, in one table, each with its reason.
+
+A limit that an operator may want to move is a configuration key whose default is taken from here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- documents -------------------------------------------------------------------------------------------
+DOCUMENT_BYTES_MAX: Final = 1 * MIB  # a pipeline is written by people; past this it is data
+DOCUMENT_DEPTH_MAX: Final = 64  # YAML loaders recurse: the C one crashes at 25 KB of "["
+DOCUMENT_NODES_MAX: Final = 20_000  # keeps a parse under 100 ms on a slow core
+DEP_DEPTH_MAX: Final = 16  # nobody reads a chain of actions longer than that
+PLAN_STEPS_MAX: Final = 10_000  # one action that depends twice on another doubles at each level
+PLAN_TASKS_MAX: Final = 2_000
+PLAN_BYTES_MAX: Final = 4 * MIB  # a plan is one entry of the replicated log
+TEMPLATE_BYTES_MAX: Final = 64 * KIB  # of template text in one value
+TEMPLATE_OUTPUT_BYTES_MAX: Final = 1 * MIB  # of rendered text in one value
+NAME_CHARS_MAX: Final = 200  # names are shown in tables
+PARAMETERS_MAX: Final = 1_000
+FINDINGS_MAX: Final = 100  # a reader fixes ten at a time
+
+# --- execution -------------------------------------------------------------------------------------------
+TASK_TIMEOUT_DEFAULT_S: Final = 3_600
+TASK_TIMEOUT_MAX_S: Final = 7 * 24 * 3_600
+RETRY_MAX: Final = 100
+STEP_RETRY_MAX: Final = 100
+RETRY_FAILURE_DEFAULT: Final = 1  # the seed promises an automatic retry
+RETRY_INFRASTRUCTURE_DEFAULT: Final = 3
+STOP_GRACE_S: Final = 10.0  # between the stop signal and the kill, as `docker stop`
+PULL_TIMEOUT_S: Final = 1_800
+SERVICE_READY_TIMEOUT_S: Final = 120
+PIDS_MAX: Final = 16_384  # a fork bomb in a step must not take the machine with it
+REASON_CHARS_MAX: Final = 2_000
+
+# --- HTTP ------------------------------------------------------------------------------------------------
+REQUEST_BODY_BYTES_MAX: Final = 8 * MIB
+REQUEST_HEADER_TIMEOUT_S: Final = 10.0
+REQUEST_BODY_RATE_MIN_BYTES_S: Final = 1 * KIB  # slower than this is an attack or a dead link
+PAGE_DEFAULT: Final = 50
+PAGE_MAX: Final = 500
+IDEMPOTENCY_KEY_CHARS_MAX: Final = 200
+IDEMPOTENCY_KEPT_MS: Final = 24 * 3_600 * 1_000
+SSE_HEARTBEAT_S: Final = 15.0
+
+# --- output ----------------------------------------------------------------------------------------------
+FRAME_BYTES_MAX: Final = 256 * KIB
+FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company
+OUTBOX_BYTES_MAX: Final = 16 * MIB  # full means: stop reading the engine, never drop
+LOG_READ_BYTES_MAX: Final = 1 * MIB  # one answer of the reading API that is not a stream
+
+# --- the session between agent and master ------------------------------------------------------------------
+SESSION_MESSAGE_BYTES_MAX: Final = 8 * MIB
+HEARTBEAT_INTERVAL_S: Final = 2.0
+LEASE_S: Final = 20.0  # an agent not heard of for this long is lost
+SLOTS_DEFAULT_PER_CPU: Final = 4
+REPORT_BATCH_MAX: Final = 256
+
+# --- the replicated log ----------------------------------------------------------------------------------
+APPEND_BYTES_MAX: Final = 1 * MIB
+UNCOMMITTED_BYTES_MAX: Final = 64 * MIB  # then 503 with Retry-After
+APPLY_BATCH_MAX: Final = 256
+LOG_ENTRIES_KEPT: Final = 10_000  # behind the last checkpoint of the state

@@ -1,0 +1,94 @@
+"""States, their transitions, and the values that describe agents and attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pistage.core.plan import FailureClass
+
+
+class State(StrEnum):
+    """The state of a run, a task, an attempt or a step."""
+
+    PENDING = "pending"  # waits for what it needs
+    QUEUED = "queued"  # could start; waits for a place (a task), or none of its tasks has one yet (a run)
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    SKIPPED = "skipped"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.LOST, State.SKIPPED})
+
+#: Every transition there is, for runs and tasks alike; what is absent is an error. `running -> queued` is a retry;
+#: `succeeded` and its like never change again.
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.PENDING: frozenset({State.QUEUED, State.SKIPPED, State.CANCELLED, State.FAILED}),
+    State.QUEUED: frozenset({State.RUNNING, State.SUCCEEDED, State.SKIPPED, State.CANCELLED, State.FAILED}),
+    State.RUNNING: frozenset({State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.LOST}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.LOST: frozenset(),
+    State.SKIPPED: frozenset(),
+}
+
+
+def check_transition(subject: str, old: State, new: State) -> None:
+    """Raise AssertionError, a bug of ours, unless the table allows `old` -> `new`."""
+    if new not in TRANSITIONS[old]:
+        raise AssertionError(f"{subject}: no transition {old} -> {new}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What an agent offers to tasks: thousandths of a core, bytes, devices, and places."""
+
+    cpus_milli: int
+    memory_bytes: int
+    gpus: int = 0
+    slots: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentInfo:
+    """What an agent says of itself when it registers.
+
+    `incarnation` is made anew at each start of the process, so the same agent without its memory is told apart.
+    `runtimes` are of "docker", "sandbox", "host", the preferred one first.
+    """
+
+    id: str
+    name: str
+    incarnation: str
+    version: str
+    runtimes: tuple[str, ...]
+    capacity: Capacity
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ignores_images: bool = False  # `dev` without an engine: steps run in a sandbox and the run says so
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEnd:
+    """How much a stream held in the end: bytes, and the SHA-256 of them all as hex."""
+
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How an attempt or a step ended; `failure` is None exactly when the state is succeeded, cancelled or skipped."""
+
+    state: State
+    failure: FailureClass | None = None
+    exit_code: int | None = None
+    reason: str = ""

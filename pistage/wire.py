@@ -1,0 +1,272 @@
+"""Every value that crosses a process, as msgpack; also the clock and the ids that such values carry.
+
+A message is a frozen dataclass with a `kind`. On the session socket each WebSocket message is one msgpack list:
+`[kind, fields]`, but a `LogFrame` is `["log", attempt, step, stream, offset, at, data]`, so that its bytes are
+copied once. `PROTOCOL` is raised when a meaning changes; both ends refuse what they do not speak.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import msgpack
+
+from pistage.core import codec, ids
+from pistage.core.commands import AttemptEvent, Command
+from pistage.core.model import AgentInfo
+from pistage.core.plan import Network, Task, Volume
+from pistage.errors import Code, PistageError
+
+PROTOCOL: Final = 1
+
+
+def now_ms() -> int:
+    """Milliseconds UTC, for values that people read or that enter the log."""
+    return time.time_ns() // 1_000_000
+
+
+def new_id() -> str:
+    """A fresh id."""
+    return ids.make_id(now_ms(), os.urandom(10))
+
+
+# --- agent -> master -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """An attempt that the agent has in its journal and whose end has not been acknowledged yet."""
+
+    attempt_id: str
+    run_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """The agent's first message: who it is and what it still holds."""
+
+    kind: Literal["hello"] = "hello"
+    protocol: int = PROTOCOL
+    info: AgentInfo
+    held: tuple[Held, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """Sent every `heartbeat_s` of the Welcome; the lease runs from when the agent sent the one that was answered."""
+
+    kind: Literal["heartbeat"] = "heartbeat"
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Events in order; `number` rises by one with each report of a session and comes back in `Reported`."""
+
+    kind: Literal["report"] = "report"
+    number: int
+    events: tuple[AttemptEvent, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogFrame:
+    """Bytes of one stream (1 stdout, 2 stderr) of one step, starting at byte `offset` of that stream.
+
+    `at` is when the agent read them, milliseconds UTC. At most `limits.FRAME_BYTES_MAX` bytes.
+    """
+
+    attempt_id: str
+    step: str
+    stream: int
+    offset: int
+    at: int
+    data: bytes
+
+
+# --- master -> agent -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What to do with a held attempt: go on, or stop it and remove what it made."""
+
+    attempt_id: str
+    is_kept: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """The master's answer to Hello. `live_runs` are the runs whose networks and volumes this agent must keep."""
+
+    kind: Literal["welcome"] = "welcome"
+    protocol: int = PROTOCOL
+    cluster_id: str
+    epoch: int
+    heartbeat_s: float
+    lease_s: float
+    verdicts: tuple[Verdict, ...] = ()
+    live_runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatAck:
+    """The master is in contact with a quorum and heard heartbeat `number`."""
+
+    kind: Literal["heartbeat_ack"] = "heartbeat_ack"
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assign:
+    """Execute `task` as attempt `attempt_id`. A repeat for an attempt the agent has is answered with its events."""
+
+    kind: Literal["assign"] = "assign"
+    attempt_id: str
+    fence: int
+    run_id: str
+    run_number: int
+    run_name: str
+    number: int  # the attempt's number in its task, from 1
+    cluster_id: str
+    task: Task
+    networks: tuple[Network, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stop the attempt: stop signal, grace, kill. A `Finished` follows once its processes are proven gone."""
+
+    kind: Literal["cancel"] = "cancel"
+    attempt_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """The events of report `number` are committed. `refused` attempts have a stale fence: stop and remove them."""
+
+    kind: Literal["reported"] = "reported"
+    number: int
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogAck:
+    """The master holds this stream durably up to `length` bytes.
+
+    `is_gap` says the last frame began beyond what the master has: send again from `length`.
+    """
+
+    kind: Literal["log_ack"] = "log_ack"
+    attempt_id: str
+    step: str
+    stream: int
+    length: int
+    is_gap: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRefused:
+    """The master cannot keep this stream now (its disk is full, say); the agent waits and tries again."""
+
+    kind: Literal["log_refused"] = "log_refused"
+    attempt_id: str
+    step: str
+    stream: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """The run ended: its networks, volumes and other objects may go."""
+
+    kind: Literal["release"] = "release"
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodbye:
+    """The sender ends the session on purpose and says why; the agent tries again unless `is_final`."""
+
+    kind: Literal["goodbye"] = "goodbye"
+    reason: str
+    is_final: bool = False
+
+
+ToMaster = Hello | Heartbeat | Report | LogFrame | Goodbye
+ToAgent = Welcome | HeartbeatAck | Assign | Cancel | Reported | LogAck | LogRefused | Release | Goodbye
+
+_MESSAGES: Mapping[str, type[Any]] = {
+    "hello": Hello,
+    "heartbeat": Heartbeat,
+    "report": Report,
+    "welcome": Welcome,
+    "heartbeat_ack": HeartbeatAck,
+    "assign": Assign,
+    "cancel": Cancel,
+    "reported": Reported,
+    "log_ack": LogAck,
+    "log_refused": LogRefused,
+    "release": Release,
+    "goodbye": Goodbye,
+}
+
+
+def pack_message(message: ToMaster | ToAgent) -> bytes:
+    """One WebSocket message."""
+    if isinstance(message, LogFrame):
+        header = ("log", message.attempt_id, message.step, message.stream, message.offset, message.at)
+        return _pack([*header, message.data])
+    return _pack([message.kind, codec.to_plain(type(message), message)])
+
+
+def unpack_message(raw: bytes) -> ToMaster | ToAgent:
+    """The message in `raw`; PistageError `invalid` if it is none of ours."""
+    match _unpack(raw):
+        case ["log", str(attempt), str(step), 1 | 2 as stream, int(offset), int(at), bytes(data)]:
+            return LogFrame(attempt_id=attempt, step=step, stream=stream, offset=offset, at=at, data=data)
+        case [str(kind), dict(fields)] if kind in _MESSAGES:
+            message: ToMaster | ToAgent = codec.from_plain(_MESSAGES[kind], fields)
+            return message
+        case _:
+            raise PistageError(Code.INVALID, "not a message of the session protocol")
+
+
+def pack_command(command: Command) -> bytes:
+    """The payload of a log entry."""
+    return _pack(codec.to_plain(Command, command))
+
+
+def unpack_command(payload: bytes) -> Command:
+    """The command in a log entry; PistageError `invalid` for one this version does not know."""
+    command: Command = codec.from_plain(Command, _unpack(payload))
+    return command
+
+
+def pack_value(value: Any) -> bytes:
+    """Plain values (no dataclass) as msgpack, for files that one process writes and a later one reads."""
+    return _pack(value)
+
+
+def unpack_value(raw: bytes) -> Any:
+    """What `pack_value` packed."""
+    return _unpack(raw)
+
+
+def _pack(plain: Any) -> bytes:
+    packed: bytes = msgpack.packb(plain, use_bin_type=True)
+    return packed
+
+
+def _unpack(raw: bytes) -> Any:
+    try:
+        return msgpack.unpackb(raw, raw=False)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise PistageError(Code.INVALID, f"not msgpack: {error}") from None

@@ -1,0 +1,77 @@
+"""Configuration is resolved once, in order, and says where each value came from."""
+
+from pathlib import Path
+
+import pytest
+
+from pistage.config import AgentConfig, ClientConfig, MasterConfig, load, read_token, split_address
+from pistage.errors import PistageError
+
+
+def test_a_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    file = tmp_path / "master.yaml"
+    file.write_text("listen: 127.0.0.1:1\nlease: 5s\nheartbeat: 1500ms\n")
+    environ = {"PISTAGE_LISTEN": "127.0.0.1:2", "PISTAGE_LEASE": "7"}
+    config = load(MasterConfig, flags={"listen": "127.0.0.1:3", "lease": None}, environ=environ, file=file)
+    assert (config.settings.listen, config.settings.lease, config.settings.heartbeat) == ("127.0.0.1:3", 7.0, 1.5)
+    assert config.origins["listen"] == "flag"
+    assert config.origins["lease"] == "environment PISTAGE_LEASE"
+    assert config.origins["heartbeat"] == f"file {file}"
+    assert config.origins["data_dir"] == "default"
+
+
+def test_labels_and_lists_read_the_same_from_text_and_from_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("labels: {gpu: true, zone: a}\nmasters: [http://a, http://b]\nmemory: 1.5Gi\n")
+    from_file = load(AgentConfig, environ={}, file=file).settings
+    environ = {"PISTAGE_LABELS": "gpu, zone=a", "PISTAGE_MASTERS": "http://a, http://b", "PISTAGE_MEMORY": "1536m"}
+    assert load(AgentConfig, environ=environ).settings == from_file
+
+
+def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("master: http://a\n")
+    with pytest.raises(PistageError, match="did you mean masters") as caught:
+        load(AgentConfig, environ={}, file=file)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "is not a mapping"),
+        ("a: [", "is not YAML"),
+        ("slots: 0", "slots .file"),
+        ("runtime: podman", "runtime .file"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_reason(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(text)
+    with pytest.raises(PistageError, match=message):
+        load(AgentConfig, environ={}, file=file)
+
+
+def test_the_token_is_read_from_its_file_and_never_shown(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(" secret-token \n")
+    settings = load(ClientConfig, flags={"token_file": file}, environ={}).settings
+    assert read_token(settings) == "secret-token"
+    assert "hidden" not in repr(load(ClientConfig, flags={"token": "hidden"}, environ={}).settings)
+    file.write_text("")
+    with pytest.raises(PistageError, match="is empty"):
+        read_token(settings)
+
+
+def test_an_address_is_host_and_port() -> None:
+    assert split_address("127.0.0.1:80") == ("127.0.0.1", 80)
+    assert split_address("[::1]:80") == ("::1", 80)
+    assert split_address(":80") == ("0.0.0.0", 80)
+    with pytest.raises(PistageError, match="HOST:PORT"):
+        split_address("localhost")
+
+
+def test_the_shipped_configuration_files_are_valid() -> None:
+    conf = Path(__file__).parent.parent / "conf"
+    assert load(MasterConfig, environ={}, file=conf / "master.yaml").settings.lease == 20
+    assert load(AgentConfig, environ={}, file=conf / "agent.yaml").settings.runtime == "docker"

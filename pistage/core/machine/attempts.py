@@ -1,0 +1,194 @@
+"""Attempts: assigned under a fence, reported on by their agent, ended once, and retried as the task's policy says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from typing import assert_never
+
+from pistage.core import codec
+from pistage.core import commands as c
+from pistage.core.machine import agents, runs
+from pistage.core.machine.outcome import SendAssignment, TaskKey, Turn
+from pistage.core.model import Result, State, StreamEnd, check_transition
+from pistage.core.plan import Backoff, Retry, Task
+from pistage.errors import Code, PistageError
+
+
+def assign(turn: Turn, command: c.AssignTask) -> dict[str, object]:
+    """Place a queued task on an agent; refused if the task, the agent or its room is not as the proposer saw it."""
+    task = turn.db.execute(
+        "SELECT position, state, ready_at, attempts, cpus_milli, memory_bytes, gpus FROM task"
+        " WHERE run_id = ? AND name = ?",
+        (command.run_id, command.task),
+    ).fetchone()
+    if task is None or task[1] != State.QUEUED or task[2] > command.at:
+        raise PistageError(Code.CONFLICT, f"task {command.task!r} of run {command.run_id} is not waiting for a place")
+    agents.refuse_unless_free(turn.db, command.agent_id, command.agent_epoch, task[4:7])
+    position, number = task[0], task[3] + 1
+    turn.db.execute(
+        "INSERT INTO attempt (id, run_id, position, number, agent_id, fence, state, reason, runtime, assigned_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, 'queued', '', '', ?)",
+        (command.attempt_id, command.run_id, position, number, command.agent_id, turn.index, command.at),
+    )
+    turn.db.execute(
+        "UPDATE task SET state = 'running', reason = '', attempts = ?, attempt_id = ?,"
+        " started_at = COALESCE(started_at, ?) WHERE run_id = ? AND position = ? AND state = 'queued'",
+        (number, command.attempt_id, command.at, command.run_id, position),
+    )
+    turn.record(
+        command.run_id, "task_assigned", task=command.task, attempt=command.attempt_id, agent=command.agent_id,
+        number=number,
+    )  # fmt: skip
+    runs.settle(turn, command.run_id)
+    turn.effects.append(SendAssignment(attempt_id=command.attempt_id, agent_id=command.agent_id))
+    return {"fence": turn.index}
+
+
+def record(turn: Turn, command: c.RecordEvents) -> dict[str, object]:
+    """Take each event whose attempt and fence are right; a repeat changes nothing.
+
+    `refused` lists the attempts that are not the reporter's business any more: it must stop and remove them.
+    """
+    refused: dict[str, None] = {}
+    for event in command.events:
+        row = turn.db.execute(
+            "SELECT attempt.fence, attempt.state, attempt.run_id, task.name FROM attempt JOIN task"
+            " ON task.run_id = attempt.run_id AND task.position = attempt.position WHERE attempt.id = ?",
+            (event.attempt_id,),
+        ).fetchone()
+        if row is None or row[0] != event.fence or row[1] == State.LOST:
+            refused[event.attempt_id] = None
+        elif not State(row[1]).is_terminal:
+            _take(turn, event, run_id=row[2], task=row[3])
+    return {"refused": list(refused)}
+
+
+def _take(turn: Turn, event: c.AttemptEvent, *, run_id: str, task: str) -> None:
+    match event:
+        case c.Accepted():
+            _accept(turn, event, run_id, task)
+        case c.StepStarted():
+            _start_step(turn, event, run_id, task)
+        case c.StepFinished():
+            _finish_step(turn, event, run_id, task)
+        case c.Finished():
+            end(turn, event.attempt_id, event.result, at=event.at)
+        case _:
+            assert_never(event)
+
+
+def _accept(turn: Turn, event: c.Accepted, run_id: str, task: str) -> None:
+    changed = turn.db.execute(
+        "UPDATE attempt SET state = 'running', runtime = ?, started_at = ? WHERE id = ? AND state = 'queued'",
+        (event.runtime, event.at, event.attempt_id),
+    )
+    if changed.rowcount == 0:
+        return
+    if event.notes:
+        (notes,) = turn.db.execute("SELECT notes FROM run WHERE id = ?", (run_id,)).fetchone()
+        known = json.loads(notes)
+        merged = known + [note for note in event.notes if note not in known]
+        turn.db.execute("UPDATE run SET notes = ? WHERE id = ?", (json.dumps(merged, ensure_ascii=False), run_id))
+    turn.record(
+        run_id, "attempt_accepted", task=task, attempt=event.attempt_id, runtime=event.runtime, notes=list(event.notes)
+    )
+
+
+def _start_step(turn: Turn, event: c.StepStarted, run_id: str, task: str) -> None:
+    added = turn.db.execute(
+        "INSERT INTO step (attempt_id, id, state, reason, container, started_at) VALUES (?, ?, 'running', '', ?, ?)"
+        " ON CONFLICT (attempt_id, id) DO NOTHING",
+        (event.attempt_id, event.step, event.container, event.at),
+    )
+    if added.rowcount:
+        turn.record(run_id, "step_started", task=task, attempt=event.attempt_id, step=event.step)
+
+
+def _finish_step(turn: Turn, event: c.StepFinished, run_id: str, task: str) -> None:
+    result = event.result
+    out = event.stdout or StreamEnd(length=0, sha256="")
+    err = event.stderr or StreamEnd(length=0, sha256="")
+    ended = (result.state, result.failure, result.exit_code, result.reason, event.at)
+    streams = (out.length, out.sha256, err.length, err.sha256)
+    changed = turn.db.execute(
+        "INSERT INTO step (attempt_id, id, state, failure, exit_code, reason, finished_at, container,"
+        " stdout_bytes, stdout_sha256, stderr_bytes, stderr_sha256) VALUES (?, ?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?)"
+        " ON CONFLICT (attempt_id, id) DO UPDATE SET state = excluded.state, failure = excluded.failure,"
+        " exit_code = excluded.exit_code, reason = excluded.reason, finished_at = excluded.finished_at,"
+        " stdout_bytes = excluded.stdout_bytes, stdout_sha256 = excluded.stdout_sha256,"
+        " stderr_bytes = excluded.stderr_bytes, stderr_sha256 = excluded.stderr_sha256 WHERE step.state = 'running'",
+        (event.attempt_id, event.step, *ended, *streams),
+    )
+    if changed.rowcount:
+        turn.record(
+            run_id, "step_finished", task=task, attempt=event.attempt_id, step=event.step, state=result.state,
+            exit_code=result.exit_code, reason=result.reason,
+        )  # fmt: skip
+
+
+def end(turn: Turn, attempt_id: str, result: Result, *, at: int | None = None) -> None:
+    """End a live attempt, and with it its task, unless the task's policy gives it another try."""
+    *key, state, spec, failures, cancel_reason = turn.db.execute(_ENDING, (attempt_id,)).fetchone()
+    task = TaskKey(*key)
+    _close(turn, attempt_id, result, at or turn.at)
+    counted: dict[str, int] = json.loads(failures)
+    if result.failure is not None:
+        counted[result.failure] = counted.get(result.failure, 0) + 1
+    policy = codec.from_json(Task, spec).retry if counted and cancel_reason is None else Retry(limits={})
+    if result.failure is not None and counted[result.failure] <= policy.limits.get(result.failure, 0):
+        ready_at = turn.at + _delay_ms(policy.backoff, sum(counted.values()) - 1, attempt_id)
+        _requeue(turn, task, f"attempt {sum(counted.values())} ended: {result.reason}", ready_at, counted)
+        turn.record(
+            task.run_id, "task_retried", task=task.name, attempt=attempt_id, failure=result.failure,
+            reason=result.reason, ready_at=ready_at,
+        )  # fmt: skip
+    else:
+        runs.end_task(turn, task, State(state), result.state, result.reason)
+    runs.settle(turn, task.run_id)
+
+
+_ENDING = """
+SELECT attempt.run_id, attempt.position, task.name, task.state, task.spec, task.failures, run.cancel_reason
+FROM attempt
+JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
+JOIN run ON run.id = attempt.run_id
+WHERE attempt.id = ?
+"""
+
+
+def _close(turn: Turn, attempt_id: str, result: Result, at: int) -> None:
+    turn.db.execute(
+        "UPDATE attempt SET state = ?, failure = ?, exit_code = ?, reason = ?, finished_at = ?"
+        " WHERE id = ? AND state IN ('queued', 'running')",
+        (result.state, result.failure, result.exit_code, result.reason, at, attempt_id),
+    )
+    turn.db.execute(
+        "UPDATE step SET state = ?, reason = ?, finished_at = ? WHERE attempt_id = ? AND state = 'running'",
+        (State.LOST if result.state is State.SUCCEEDED else result.state, result.reason, at, attempt_id),
+    )
+
+
+def _requeue(turn: Turn, key: TaskKey, reason: str, ready_at: int, failures: dict[str, int]) -> None:
+    check_transition(str(key), State.RUNNING, State.QUEUED)
+    turn.db.execute(
+        "UPDATE task SET state = 'queued', reason = ?, ready_at = ?, failures = ?"
+        " WHERE run_id = ? AND position = ? AND state = 'running'",
+        (reason, ready_at, json.dumps(failures, sort_keys=True), key.run_id, key.position),
+    )
+
+
+def _delay_ms(backoff: Backoff, number: int, attempt_id: str) -> int:
+    delay_s = min(backoff.initial_s * backoff.factor ** min(number, 64), backoff.max_s)
+    # Chance that every master agrees on: the attempt's id has 80 random bits of its proposer.
+    share = int.from_bytes(hashlib.sha256(attempt_id.encode()).digest()[:4], "big") / 2**32
+    return round(1000 * delay_s * (1 + backoff.jitter * (2 * share - 1)))
+
+
+def live_attempts_of(db: sqlite3.Connection, agent_id: str) -> list[str]:
+    """Ids of the attempts that the agent has been given and that have not ended, oldest first."""
+    rows = db.execute(
+        "SELECT id FROM attempt WHERE agent_id = ? AND state IN ('queued', 'running') ORDER BY id", (agent_id,)
+    )
+    return [attempt_id for (attempt_id,) in rows]

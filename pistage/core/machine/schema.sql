@@ -1,0 +1,140 @@
+-- The replicated tables. Written only by pistage.core.machine; no default, no clock, no chance in them.
+
+CREATE TABLE IF NOT EXISTS meta (
+  key TEXT PRIMARY KEY,
+  value TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS request (
+  key TEXT PRIMARY KEY,
+  sha256 TEXT NOT NULL,
+  run_id TEXT NOT NULL,
+  at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS request_by_age ON request (at);
+
+CREATE TABLE IF NOT EXISTS action (
+  project TEXT NOT NULL,
+  name TEXT NOT NULL,
+  version INTEGER NOT NULL,
+  sha256 TEXT NOT NULL,
+  text TEXT NOT NULL,
+  owner TEXT NOT NULL,
+  at INTEGER NOT NULL,
+  PRIMARY KEY (project, name, version)
+) WITHOUT ROWID;
+
+-- The last number given to a run of a pipeline ("#42").
+CREATE TABLE IF NOT EXISTS pipeline (
+  project TEXT NOT NULL,
+  name TEXT NOT NULL,
+  last_number INTEGER NOT NULL,
+  PRIMARY KEY (project, name)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS run (
+  id TEXT PRIMARY KEY,
+  project TEXT NOT NULL,
+  name TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  owner TEXT NOT NULL,
+  state TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  priority INTEGER NOT NULL,
+  queue TEXT NOT NULL,
+  plan TEXT NOT NULL, -- JSON of the Plan without its tasks, which stand in task.spec
+  source TEXT NOT NULL, -- the document as it was submitted
+  notes TEXT NOT NULL, -- JSON list of what people must know of this run
+  cancel_reason TEXT, -- not NULL once somebody asked for its end
+  created_at INTEGER NOT NULL,
+  started_at INTEGER,
+  finished_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS run_by_state ON run (state, id);
+CREATE UNIQUE INDEX IF NOT EXISTS run_by_number ON run (project, name, number);
+
+CREATE TABLE IF NOT EXISTS task (
+  run_id TEXT NOT NULL,
+  position INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  state TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  needs TEXT NOT NULL, -- JSON list of names
+  run_when TEXT NOT NULL, -- success, failure or always
+  is_skip_planned INTEGER NOT NULL, -- 1: skipped by the plan itself, which holds nobody up
+  spec TEXT NOT NULL, -- JSON of the Task
+  gang TEXT,
+  cpus_milli INTEGER NOT NULL,
+  memory_bytes INTEGER NOT NULL,
+  gpus INTEGER NOT NULL,
+  ready_at INTEGER NOT NULL, -- not to be placed before
+  attempts INTEGER NOT NULL,
+  failures TEXT NOT NULL, -- JSON: failure class -> how often
+  attempt_id TEXT, -- the current attempt, or the last one
+  started_at INTEGER,
+  finished_at INTEGER,
+  PRIMARY KEY (run_id, position)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS task_by_state ON task (state, run_id);
+
+CREATE TABLE IF NOT EXISTS attempt (
+  id TEXT PRIMARY KEY,
+  run_id TEXT NOT NULL,
+  position INTEGER NOT NULL, -- of its task
+  number INTEGER NOT NULL,
+  agent_id TEXT NOT NULL,
+  fence INTEGER NOT NULL, -- the log index of its assignment
+  state TEXT NOT NULL, -- queued until the agent accepts it, then running, then how it ended
+  failure TEXT,
+  exit_code INTEGER,
+  reason TEXT NOT NULL,
+  runtime TEXT NOT NULL,
+  assigned_at INTEGER NOT NULL,
+  started_at INTEGER,
+  finished_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS attempt_by_run ON attempt (run_id, position, number);
+CREATE INDEX IF NOT EXISTS attempt_by_agent ON attempt (agent_id, state);
+
+CREATE TABLE IF NOT EXISTS step (
+  attempt_id TEXT NOT NULL,
+  id TEXT NOT NULL,
+  state TEXT NOT NULL,
+  failure TEXT,
+  exit_code INTEGER,
+  reason TEXT NOT NULL,
+  container TEXT NOT NULL,
+  started_at INTEGER,
+  finished_at INTEGER,
+  stdout_bytes INTEGER,
+  stdout_sha256 TEXT,
+  stderr_bytes INTEGER,
+  stderr_sha256 TEXT,
+  PRIMARY KEY (attempt_id, id)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS agent (
+  id TEXT PRIMARY KEY,
+  name TEXT NOT NULL,
+  incarnation TEXT NOT NULL,
+  epoch INTEGER NOT NULL,
+  state TEXT NOT NULL, -- up or lost
+  reason TEXT NOT NULL,
+  is_draining INTEGER NOT NULL,
+  info TEXT NOT NULL, -- JSON of its AgentInfo
+  cpus_milli INTEGER NOT NULL,
+  memory_bytes INTEGER NOT NULL,
+  gpus INTEGER NOT NULL,
+  slots INTEGER NOT NULL,
+  at INTEGER NOT NULL -- of its last change
+) WITHOUT ROWID;
+
+-- What happened to a run, in order; `id` is the log index and a counter, the same on every master.
+CREATE TABLE IF NOT EXISTS event (
+  id INTEGER PRIMARY KEY,
+  run_id TEXT NOT NULL,
+  at INTEGER NOT NULL,
+  kind TEXT NOT NULL,
+  fields TEXT NOT NULL -- JSON
+);
+CREATE INDEX IF NOT EXISTS event_by_run ON event (run_id, id);

@@ -1,0 +1,8 @@
+"""Talk to masters: find one that answers, follow hints to the leader, retry, resume streams after a break."""
+
+from __future__ import annotations
+
+from pistage.client.answers import Agent, Attempt, Chunk, Event, Page, Run, Selection, Step, Task
+from pistage.client.client import Client
+
+__all__ = ["Agent", "Attempt", "Chunk", "Client", "Event", "Page", "Run", "Selection", "Step", "Task"]

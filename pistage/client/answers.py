@@ -1,0 +1,134 @@
+"""The shapes of what a master answers. Times are RFC 3339 text; keys a newer master adds are kept, not refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+
+class Step(TypedDict, total=False):
+    """A step of an attempt."""
+
+    id: str
+    name: str
+    image: str
+    action: str | None
+    state: str
+    failure: str | None
+    exit_code: int | None
+    reason: str
+    container: str
+    started_at: str | None
+    finished_at: str | None
+    stdout_bytes: int | None
+    stderr_bytes: int | None
+
+
+class Attempt(TypedDict, total=False):
+    """One try of a task on one agent."""
+
+    id: str
+    number: int
+    agent_id: str
+    agent_name: str
+    runtime: str
+    state: str
+    failure: str | None
+    exit_code: int | None
+    reason: str
+    fence: int
+    assigned_at: str | None
+    started_at: str | None
+    finished_at: str | None
+    steps: list[Step]
+
+
+class Task(TypedDict, total=False):
+    """A task of a run."""
+
+    name: str
+    state: str
+    reason: str
+    needs: list[str]
+    attempts: list[Attempt]
+
+
+class Run(TypedDict, total=False):
+    """A run; in lists it comes without `tasks`."""
+
+    id: str
+    number: int
+    name: str
+    project: str
+    owner: str
+    state: str
+    reason: str
+    notes: list[str]
+    warnings: list[dict[str, Any]]
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    tasks: list[Task]
+    applied_index: int
+
+
+class Agent(TypedDict, total=False):
+    """An agent as the cluster knows it."""
+
+    id: str
+    name: str
+    state: str
+    is_connected: bool
+    is_draining: bool
+    epoch: int
+    version: str
+    runtimes: list[str]
+    labels: dict[str, str]
+    capacity: dict[str, Any]
+    used: dict[str, Any]
+    last_seen: str | None
+
+
+class Page(TypedDict, total=False):
+    """One page of a list; `next` is the cursor of the one after it, or null."""
+
+    items: list[Any]
+    next: str | None
+    applied_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened to a run. `id` is where a broken stream goes on from."""
+
+    id: str
+    kind: str
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Bytes of one stream ("stdout", "stderr") of one step of one attempt, beginning at byte `offset` of it."""
+
+    task: str
+    attempt: str
+    step: str
+    stream: str
+    offset: int
+    at: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which output of a run: all of it, or that of a task, a step, an attempt, a stream."""
+
+    task: str | None = None
+    step: str | None = None
+    attempt: str | None = None
+    stream: str | None = None
+
+    def parameters(self) -> dict[str, str]:
+        """As the query of a request."""
+        named = {"task": self.task, "step": self.step, "attempt": self.attempt, "stream": self.stream}
+        return {key: value for key, value in named.items() if value is not None}

@@ -1,0 +1,167 @@
+"""The client: one method a route of the API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import quote
+
+from pistage import wire
+from pistage.client import transport
+from pistage.client.answers import Agent, Chunk, Event, Page, Run, Selection
+from pistage.client.streams import Streams
+from pistage.client.transport import Request, Transport
+
+_API = "/api/v1"
+
+
+class Client:
+    """Talks to the masters at `servers`; one that answers is enough. An async context manager.
+
+    Every method raises PistageError: what the master said, or `unavailable` once patience is over.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        token: str | None = None,
+        *,
+        first_patience_s: float = transport.FIRST_PATIENCE_S,
+        patience_s: float = transport.PATIENCE_S,
+    ) -> None:
+        self._transport = Transport(servers, token, first_patience_s=first_patience_s, patience_s=patience_s)
+
+    @property
+    def server(self) -> str:
+        """The master that is asked first."""
+        return self._transport.server
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._transport.__aexit__(kind, error, trace)
+
+    # --- runs ----------------------------------------------------------------------------------------------
+
+    async def submit_run(self, body: Mapping[str, Any], *, request_key: str | None = None) -> Run:
+        """Submit {"definition": text} or {"action": name}, with `with` and `start_node` beside it; the run it made.
+
+        The same `request_key` gives the same run again; without one a fresh key guards this call's own retries.
+        """
+        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        return cast(Run, await self._post("/runs", body, headers=headers))
+
+    async def fetch_run(self, run: str) -> Run:
+        """The run of this id, unique prefix of an id, or `name#number`."""
+        return cast(Run, await self._get(_run_path(run)))
+
+    async def fetch_plan(self, run: str) -> dict[str, Any]:
+        """What the run executes, without credentials."""
+        return cast(dict[str, Any], await self._get(f"{_run_path(run)}/plan"))
+
+    async def fetch_runs(
+        self, *, state: str | None = None, name: str | None = None, limit: int | None = None, cursor: str | None = None
+    ) -> Page:
+        """One page of runs, the newest first."""
+        given = {"state": state, "name": name, "limit": limit, "cursor": cursor}
+        return cast(Page, await self._get("/runs", {key: str(v) for key, v in given.items() if v is not None}))
+
+    async def cancel_run(self, run: str) -> Run:
+        """Ask for the end of a run; its tasks end once their processes are gone."""
+        return cast(Run, await self._post(f"{_run_path(run)}/cancel", {}))
+
+    def follow_events(self, run: str, *, after: str = "") -> AsyncGenerator[Event, None]:
+        """What happened to the run and what happens next, until it is over; survives a master that restarts."""
+        return self._streams(run).follow_events(after)
+
+    def follow_chunks(
+        self, run: str, selection: Selection | None = None, *, is_followed: bool = True
+    ) -> AsyncGenerator[Chunk, None]:
+        """Output in chunks that name their step and stream."""
+        return self._streams(run).follow_chunks(selection or Selection(), is_followed=is_followed)
+
+    def follow_bytes(
+        self, run: str, selection: Selection | None = None, *, offset: int = 0, is_followed: bool = True
+    ) -> AsyncGenerator[bytes, None]:
+        """Output as bare bytes: the fast way, exact for one stream."""
+        return self._streams(run).follow_bytes(selection or Selection(), offset=offset, is_followed=is_followed)
+
+    # --- definitions ---------------------------------------------------------------------------------------
+
+    async def lint(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What the cluster has to say about a definition."""
+        return cast(dict[str, Any], await self._post("/lint", body))
+
+    async def plan(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What a submission of `body` would run: {plan, findings}."""
+        return cast(dict[str, Any], await self._post("/plan", body))
+
+    async def fetch_actions(self) -> Page:
+        """The registered and the predefined actions."""
+        return cast(Page, await self._get("/actions"))
+
+    async def fetch_action(self, name: str) -> dict[str, Any]:
+        """One action with its text."""
+        return cast(dict[str, Any], await self._get(f"/actions/{_quoted(name)}"))
+
+    async def put_action(self, name: str, text: str) -> dict[str, Any]:
+        """Register `text` under `name`: a new version, unless it is the newest one already."""
+        headers = {"Content-Type": "application/yaml"}
+        request = Request(
+            method="PUT", path=f"{_API}/actions/{_quoted(name)}", headers=headers, body=text.encode("utf-8")
+        )
+        return cast(dict[str, Any], await self._transport.fetch_json(request))
+
+    async def delete_action(self, name: str) -> None:
+        """Forget every version of an action; runs that exist keep their plans."""
+        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/actions/{_quoted(name)}"))
+
+    # --- the cluster ---------------------------------------------------------------------------------------
+
+    async def fetch_agents(self) -> Page:
+        """Every agent the cluster knows."""
+        return cast(Page, await self._get("/agents"))
+
+    async def set_agent_drain(self, agent_id: str, *, is_draining: bool) -> Agent:
+        """Give the agent no new work, or let it take work again."""
+        verb = "drain" if is_draining else "resume"
+        return cast(Agent, await self._post(f"/agents/{_quoted(agent_id)}/{verb}", {}))
+
+    async def fetch_cluster(self) -> dict[str, Any]:
+        """Who leads, and how far this master has come."""
+        return cast(dict[str, Any], await self._get("/cluster"))
+
+    # --- below ---------------------------------------------------------------------------------------------
+
+    def _streams(self, run: str) -> Streams:
+        return Streams(self._transport, _API + _run_path(run))
+
+    async def _get(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
+        return await self._transport.fetch_json(
+            Request(method="GET", path=_API + path, parameters=parameters or {}, headers={"Accept": "application/json"})
+        )
+
+    async def _post(self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> Any:
+        return await self._transport.fetch_json(
+            Request(
+                method="POST",
+                path=_API + path,
+                headers={"Content-Type": "application/json"} | dict(headers or {}),
+                body=json.dumps(body, ensure_ascii=False).encode("utf-8"),
+            )
+        )
+
+
+def _run_path(run: str) -> str:
+    return f"/runs/{_quoted(run)}"
+
+
+def _quoted(text: str) -> str:
+    """User text as one segment of a path: a name may hold spaces, commas, slashes, and `#`."""
+    return quote(text, safe="")

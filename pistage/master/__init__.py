@@ -1,0 +1,1 @@
+"""A master: keeps the truth, decides, and serves everybody on one port."""

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from pistage import wire
 from pistage.client import transport
 from pistage.client.answers import Agent, Chunk, Event, Page, Run, Selection
-from pistage.client.streams import Streams
+from pistage.client.streams import Lengths, Streams
 from pistage.client.transport import Request, Transport
 
 _API = "/api/v1"
@@ -81,10 +81,15 @@ class Client:
         return self._streams(run).follow_events(after)
 
     def follow_chunks(
-        self, run: str, selection: Selection | None = None, *, is_followed: bool = True
+        self,
+        run: str,
+        selection: Selection | None = None,
+        *,
+        is_followed: bool = True,
+        have: Lengths | None = None,
     ) -> AsyncGenerator[Chunk, None]:
-        """Output in chunks that name their step and stream."""
-        return self._streams(run).follow_chunks(selection or Selection(), is_followed=is_followed)
+        """Output in chunks that name their step and stream; of what the caller says to `have`, only what is new."""
+        return self._streams(run).follow_chunks(selection or Selection(), is_followed=is_followed, have=have)
 
     def follow_bytes(
         self, run: str, selection: Selection | None = None, *, offset: int = 0, is_followed: bool = True

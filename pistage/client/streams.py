@@ -15,6 +15,8 @@ from pistage.errors import Code, PistageError
 
 #: How long a stream waits for a master to come back before it gives up.
 RESUME_S: Final = 300.0
+#: How many bytes are known of each stream: (attempt, step, stream) -> length.
+Lengths = dict[tuple[str, str, str], int]
 _OF_USE_S: Final = 5.0
 _LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 
@@ -45,9 +47,14 @@ class Streams:
             except BROKEN as error:
                 await resumption.pause(error)
 
-    async def follow_chunks(self, selection: Selection, *, is_followed: bool = True) -> AsyncGenerator[Chunk, None]:
-        """Output as chunks that name their stream. After a break it is asked for anew and what is known is dropped."""
-        have: dict[tuple[str, str, str], int] = {}
+    async def follow_chunks(
+        self, selection: Selection, *, is_followed: bool = True, have: Lengths | None = None
+    ) -> AsyncGenerator[Chunk, None]:
+        """Output as chunks that name their stream. After a break it is asked for anew and what is known is dropped.
+
+        `have` says what the caller knows already, and is kept up to date.
+        """
+        have = {} if have is None else have
         resumption = _Resumption(self._transport)
         request = self._logs(selection, "application/x-ndjson", {"follow": "1"} if is_followed else {})
         while True:
@@ -177,7 +184,7 @@ def _chunk(line: bytes) -> Chunk:
     )
 
 
-def _fresh(chunk: Chunk, have: dict[tuple[str, str, str], int]) -> Chunk | None:
+def _fresh(chunk: Chunk, have: Lengths) -> Chunk | None:
     """What of `chunk` has not been seen, by what `have` says of its stream; None if nothing."""
     key = (chunk.attempt, chunk.step, chunk.stream)
     known = have.get(key, 0)

@@ -1,0 +1,109 @@
+"""The verbs `action ls|put|show|rm`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pistage.cli import documents, findings, groups, options, output, terminal
+from pistage.cli.connect import connect
+from pistage.client import Page
+from pistage.config import ClientConfig, Config
+from pistage.errors import Code, PistageError
+
+
+@click.group("action", short_help="List, register, show and remove actions.")
+def action_verb() -> None:
+    """List, register, show and remove actions: definitions that others name in `dep`."""
+
+
+@action_verb.command("ls")
+@output.format_option()
+@options.client_options
+def list_actions(*, fmt: str, config: Config[ClientConfig]) -> None:
+    """List actions; a registered one of the same name wins over a predefined one."""
+
+    async def fetch() -> Page:
+        async with connect(config) as connection:
+            return await connection.client.fetch_actions()
+
+    columns: dict[str, output.Cell] = {
+        "NAME": lambda action: str(action["name"]),
+        "KIND": lambda action: "predefined" if action.get("is_predefined") else "registered",
+        "VERSION": lambda action: str(action.get("version") or "-"),
+        "UPDATED": output.age_of("updated_at"),
+        "SHA256": lambda action: str(action.get("sha256", ""))[:12],
+    }
+    output.print_items(groups.run(fetch())["items"], columns, fmt=fmt, name="name")
+
+
+@action_verb.command("put")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--name", help="Register under this name; the definition's own unless set.")
+@output.format_option()
+@options.client_options
+def put_actions(*, files: tuple[str, ...], name: str | None, fmt: str, config: Config[ClientConfig]) -> None:
+    """Register definitions as actions. A name that exists gets a new version; runs that exist keep theirs."""
+    if name is not None and len(files) > 1:
+        raise click.UsageError("--name goes with one file")
+    texts = [(name or _name_of(file), documents.read_text(file)) for file in files]
+
+    async def put() -> list[dict[str, Any]]:
+        async with connect(config, needs_agent=True) as connection:
+            return [await connection.client.put_action(known, text) for known, text in texts]
+
+    for action in (put_items := groups.run(put())):
+        for finding in action.get("warnings") or action.get("findings") or []:
+            output.say(findings.line(finding, str(action.get("name"))), fg="yellow")
+        if fmt == "table":
+            output.say(f"{action['name']}: version {action['version']}")
+    if fmt != "table":
+        output.print_items(put_items, {}, fmt=fmt, name="name")
+
+
+@action_verb.command("show")
+@click.argument("name")
+@output.format_option()
+@options.client_options
+def show_action(*, name: str, fmt: str, config: Config[ClientConfig]) -> None:
+    """Print an action's text; with -o json all that is known of it."""
+
+    async def fetch() -> dict[str, Any]:
+        async with connect(config) as connection:
+            return await connection.client.fetch_action(name)
+
+    action = groups.run(fetch())
+    match fmt:
+        case "table":
+            text = str(action["text"])
+            click.echo(terminal.clean(text), nl=not text.endswith("\n"))
+        case "name":
+            click.echo(action["name"])
+        case _:
+            output.print_value(action, fmt=fmt)
+
+
+@action_verb.command("rm")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@options.client_options
+def remove_actions(*, names: tuple[str, ...], config: Config[ClientConfig]) -> None:
+    """Remove registered actions, every version of them. Predefined ones stay."""
+
+    async def remove() -> None:
+        async with connect(config) as connection:
+            for name in names:
+                await connection.client.delete_action(name)
+                output.say(f"{name}: removed")
+
+    groups.run(remove())
+
+
+def _name_of(file: str) -> str:
+    from pistage.core.definition import lint
+
+    checked = lint(documents.read_text(file), actions=None)
+    if checked.name is None:
+        found = findings.plain(checked.findings)
+        raise PistageError(Code.INVALID, f"{file} has no name to register it under", details={"findings": found})
+    return str(checked.name)

@@ -1,0 +1,96 @@
+"""`connect`: a client of the configured masters, of a `dev` that runs here, or of a cluster of this verb's own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pistage.cli import embedded
+from pistage.cli.home import Home
+from pistage.cli.output import say
+from pistage.client import Client
+from pistage.config import ClientConfig, Config, read_token
+from pistage.errors import Code, PistageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """A client; `is_embedded` says that the cluster lives, and ends, with this process."""
+
+    client: Client
+    is_embedded: bool = False
+
+
+@asynccontextmanager
+async def connect(
+    config: Config[ClientConfig], *, needs_agent: bool = False, runtime: str | None = None
+) -> AsyncIterator[Connection]:
+    """A connection for one verb.
+
+    A configured server wins. Else the owner of the data directory is asked, if there is one; else this process
+    becomes the owner: with an agent if the verb `needs_agent`, otherwise to look at what was kept.
+    """
+    settings = config.settings
+    if settings.server:
+        async with Client(settings.server, read_token(settings)) as client:
+            yield Connection(client=client)
+        return
+    home = Home(settings.data_dir)
+    if not needs_agent and not home.is_used():
+        raise PistageError(
+            Code.UNAVAILABLE,
+            "no server is configured and nothing was run here yet",
+            hint="set --server or PISTAGE_SERVER, or start with `pistage run FILE` or `pistage dev`",
+        )
+    async with AsyncExitStack() as stack:
+        while True:
+            if stack.enter_context(home.lock()):
+                yield await _owned(stack, home, needs_agent=needs_agent, runtime=runtime)
+                return
+            endpoint = await home.endpoint(needs_agent=needs_agent)
+            if endpoint is not None:
+                token = settings.token or _read(endpoint.token_file)
+                client = await stack.enter_async_context(Client((endpoint.url,), token))
+                yield Connection(client=client)
+                return
+
+
+async def _owned(stack: AsyncExitStack, home: Home, *, needs_agent: bool, runtime: str | None) -> Connection:
+    choice = await embedded.choose_runtime(runtime) if needs_agent else None
+    if choice is not None and choice.note:
+        say(f"note: {choice.note}", fg="yellow", bold=True)
+    cluster = await stack.enter_async_context(embedded.cluster(home, choice=choice))
+    client = await stack.enter_async_context(Client((cluster.url,), cluster.token))
+    if needs_agent:
+
+        async def leave(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+            if kind is None:
+                await _wait_for_guests(client)
+
+        stack.push_async_exit(leave)
+    return Connection(client=client, is_embedded=True)
+
+
+async def _wait_for_guests(client: Client) -> None:
+    """Other processes may have given this cluster work, or an earlier one left some: it is done before we leave."""
+    told: set[str] = set()
+    while True:
+        pages = [await client.fetch_runs(state=state) for state in ("running", "queued", "pending")]
+        runs = [run for page in pages for run in page["items"]]
+        if not runs:
+            return
+        for run in runs:
+            if run["id"] not in told:
+                told.add(run["id"])
+                say(f"waiting for {run['name']}#{run['number']}, which runs here too (Ctrl-C leaves)")
+        async for _ in client.follow_events(runs[0]["id"]):
+            pass
+
+
+def _read(file: str) -> str | None:
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

@@ -1,0 +1,96 @@
+"""Definitions on their way in: a file or an action's name, parameters, and a directory of actions for lint and plan."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pistage.errors import Code, PistageError
+
+if TYPE_CHECKING:
+    from pistage.core.definition import ActionText
+
+_SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+
+
+def read_text(path: str) -> str:
+    """A document's text; `-` reads stdin."""
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise PistageError(Code.NOT_FOUND, f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise PistageError(Code.INVALID, f"{path} is not UTF-8 text") from None
+
+
+def submission(target: str, *, parameters: dict[str, Any], start_node: str | None) -> dict[str, Any]:
+    """The body of a submission: `target` is a file where there is one of that name, else a registered action."""
+    body: dict[str, Any] = {}
+    if target == "-" or Path(target).is_file():
+        body["definition"] = read_text(target)
+    elif Path(target).suffix in _SUFFIXES or "/" in target:
+        raise PistageError(Code.NOT_FOUND, f"no file {target}")
+    else:
+        body["action"] = target
+    if parameters:
+        body["with"] = parameters
+    if start_node is not None:
+        body["start_node"] = start_node
+    return body
+
+
+def parameters(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
+    """Parameters of `--with-file` (a YAML or JSON mapping) under those of `--with k=v`, which stay text."""
+    given: dict[str, Any] = {}
+    if file is not None:
+        given |= _mapping(file)
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise PistageError(Code.USAGE, f"--with: expected NAME=VALUE, got {pair!r}")
+        given[name.strip()] = value
+    return given
+
+
+def local_actions(directory: Path | None) -> Callable[[str], ActionText | None]:
+    """A look-up by name among the documents below `directory`, then among the predefined actions."""
+    from pistage.core.definition import ActionText
+    from pistage.predefined import predefined_actions
+
+    texts = {name: (text, True) for name, text in predefined_actions().items()}
+    for file in sorted(directory.rglob("*")) if directory else []:
+        if file.suffix in _SUFFIXES and file.is_file():
+            text = read_text(str(file))
+            if (name := _name_in(text)) is not None:
+                texts[name] = (text, False)
+
+    def look_up(name: str) -> ActionText | None:
+        found = texts.get(name)
+        if found is None:
+            return None
+        text, is_predefined = found
+        return ActionText(name=name, text=text, version=0, is_predefined=is_predefined)
+
+    return look_up
+
+
+def _name_in(text: str) -> str | None:
+    from pistage.core.definition import lint
+
+    return lint(text, actions=None).name
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    import yaml
+
+    text = read_text(str(file))
+    try:
+        loaded = json.loads(text) if file.suffix == ".json" else yaml.load(text, Loader=yaml.BaseLoader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise PistageError(Code.USAGE, f"--with-file {file}: {error}") from None
+    if not isinstance(loaded, dict):
+        raise PistageError(Code.USAGE, f"--with-file {file}: expected a mapping of names to values")
+    return loaded

@@ -1,0 +1,103 @@
+"""Follow one run to its end: its events and its output, on a terminal or off it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import aclosing
+from typing import Final, Protocol, Self
+
+from pistage.cli import groups, output
+from pistage.cli.plain import PlainScreen
+from pistage.cli.progress import Progress
+from pistage.client import Chunk, Client, Event, Run
+
+#: After the end of a run, a live screen shows output that is still on its way for this long.
+_LAST_LINES_S: Final = 1.0
+EXIT_CODES: Final = {"succeeded": 0, "failed": 1, "lost": 1, "cancelled": 3}
+
+
+class Screen(Protocol):
+    """Where a run is shown."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def on_event(self, event: Event) -> None:
+        """Something happened."""
+
+    def on_chunk(self, chunk: Chunk) -> None:
+        """A step printed."""
+
+    def on_end(self, run: Run) -> None:
+        """The run is over and everything was shown."""
+
+
+async def follow(client: Client, run: Run, *, is_plain: bool = False, has_output: bool = True) -> Run:
+    """Show the run until it is over; the run as it ended."""
+    progress = Progress(run, await client.fetch_plan(run["id"]))
+    is_live = not is_plain and is_terminal()
+    with _screen(progress, is_live=is_live) as screen:
+        async with groups.one_error(), asyncio.TaskGroup() as group:
+            reader = group.create_task(_show_output(client, run["id"], screen)) if has_output else None
+            async with aclosing(client.follow_events(run["id"])) as events:
+                async for event in events:
+                    screen.on_event(event)
+            if reader is not None and is_live:
+                await asyncio.wait([reader], timeout=_LAST_LINES_S)
+                reader.cancel()
+        ended = await client.fetch_run(run["id"])
+        screen.on_end(ended)
+    return ended
+
+
+def is_terminal() -> bool:
+    """Whether a live picture can be drawn: both streams are a terminal that understands it."""
+    return sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def say_result(run: Run, *, server_hint: str = "") -> int:
+    """Say what to type next; the exit code that the run's end asks for."""
+    title = f"{run['name']}#{run['number']}"
+    if run["state"] != "succeeded":
+        for line in _failures(run):
+            output.say(line, fg="red")
+    output.say(f"look again: pistage show {_quoted(title)}, pistage logs {_quoted(title)}{server_hint}")
+    return exit_code(run)
+
+
+def exit_code(run: Run) -> int:
+    """0 succeeded, 1 failed, 3 cancelled."""
+    return EXIT_CODES.get(run["state"], 1)
+
+
+def _failures(run: Run) -> list[str]:
+    lines = []
+    for task in run.get("tasks") or []:
+        if task["state"] in {"failed", "lost"}:
+            last = (task.get("attempts") or [{}])[-1]
+            failed = [step for step in last.get("steps") or [] if step["state"] in {"failed", "lost"}]
+            step = f"/{failed[0]['name']}" if failed else ""
+            reason = (failed[0].get("reason") if failed else "") or task.get("reason") or task["state"]
+            lines.append(f"{task['name']}{step}: {reason}")
+    return lines
+
+
+def _quoted(title: str) -> str:
+    import shlex
+
+    return shlex.quote(title)
+
+
+def _screen(progress: Progress, *, is_live: bool) -> Screen:
+    if not is_live:
+        return PlainScreen(progress, is_single=progress.step_count() == 1)
+    from pistage.cli.live import LiveScreen
+
+    return LiveScreen(progress)
+
+
+async def _show_output(client: Client, run_id: str, screen: Screen) -> None:
+    async with aclosing(client.follow_chunks(run_id)) as chunks:
+        async for chunk in chunks:
+            screen.on_chunk(chunk)

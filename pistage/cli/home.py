@@ -1,0 +1,112 @@
+"""The directory of `dev` and of one-command runs: its lock, its token, and the file that says where its master is."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from pistage.errors import Code, PistageError
+
+_POLL_S: Final = 0.05
+_START_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where the master of a home listens; `has_agent` is false while a verb only looks at what was kept."""
+
+    url: str
+    pid: int
+    token_file: str
+    has_agent: bool
+
+
+class Home:
+    """One data directory. Whoever holds its lock owns the cluster in it; everybody else is a client of the owner."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.master_dir = path / "master"
+        self.agent_dir = path / "agent"
+        self.token_file = path / "token"
+        self._endpoint_file = path / "endpoint.json"
+
+    def is_used(self) -> bool:
+        """Whether a cluster has ever run here."""
+        return self.master_dir.exists()
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Try to become the owner; False if another process is. The lock goes with the process, however it ends."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise PistageError(
+                Code.STORAGE, f"cannot write to {self.path}: {error.strerror}", hint="set --data-dir"
+            ) from None
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
+
+    async def endpoint(self, *, needs_agent: bool) -> Endpoint | None:
+        """The owner's endpoint, once it has one; None as soon as there is no owner any more.
+
+        An owner that only looks (no agent) is gone in a moment, so a caller that needs an agent waits for its end.
+        """
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            with self.lock() as is_owner:
+                if is_owner:
+                    return None
+            endpoint = self._read()
+            if endpoint and (endpoint.has_agent or not needs_agent):
+                return endpoint
+            await asyncio.sleep(_POLL_S)
+        raise PistageError(
+            Code.UNAVAILABLE,
+            f"another pistage process holds {self.path} and does not say where it listens",
+            hint="end it, or use another --data-dir",
+        )
+
+    def publish(self, endpoint: Endpoint) -> None:
+        """Tell other processes where the master is; call with the lock held."""
+        scratch = self._endpoint_file.with_suffix(".new")
+        scratch.write_text(json.dumps(asdict(endpoint)) + "\n", encoding="utf-8")
+        scratch.replace(self._endpoint_file)
+
+    def withdraw(self) -> None:
+        """The master is no longer there."""
+        self._endpoint_file.unlink(missing_ok=True)
+
+    def token(self) -> str:
+        """The token of this home, made at the first start and readable by its user only."""
+        try:
+            fd = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            return self.token_file.read_text(encoding="utf-8").strip()
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            token = secrets.token_urlsafe(32)
+            file.write(token + "\n")
+        return token
+
+    def _read(self) -> Endpoint | None:
+        try:
+            return Endpoint(**json.loads(self._endpoint_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None

@@ -1,0 +1,96 @@
+"""A run followed without a terminal: a line on stderr for each event, the output of steps on stdout with its origin."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+from pistage.cli import output, terminal
+from pistage.cli.progress import Progress
+from pistage.client import Chunk, Event, Run
+
+_COLOUR = output.STATE_COLOURS
+
+
+class PlainScreen:
+    """Prints what happens as it happens; with `is_single` the output stands alone, without its origin before it."""
+
+    def __init__(self, progress: Progress, *, is_single: bool = False) -> None:
+        self._progress = progress
+        self._is_single = is_single
+        self._lines: dict[tuple[str, str, str], tuple[str, terminal.Lines]] = {}
+
+    def __enter__(self) -> PlainScreen:
+        for note in self._progress.notes:
+            self._note(note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for label, lines in self._lines.values():
+            for line in lines.end():
+                self._print(label, line)
+        self._lines.clear()
+        sys.stdout.flush()
+
+    def on_event(self, event: Event) -> None:
+        """Say what happened."""
+        known = len(self._progress.notes)
+        self._progress.apply(event)
+        for note in self._progress.notes[known:]:
+            self._note(note)
+        if line := self._line(event):
+            colour = _COLOUR.get(str(event.fields.get("state")))
+            output.say(line, fg=colour)
+
+    def on_chunk(self, chunk: Chunk) -> None:
+        """Print the lines that came."""
+        key = (chunk.attempt, chunk.step, chunk.stream)
+        label, lines = self._lines.get(key) or (
+            self._progress.label(chunk.attempt, chunk.task, chunk.step),
+            terminal.Lines(),
+        )
+        self._lines[key] = (label, lines)
+        for line in lines.feed(chunk.data):
+            self._print(label, line)
+        sys.stdout.flush()
+
+    def on_end(self, run: Run) -> None:
+        """Nothing more to draw."""
+
+    def _print(self, label: str, line: str) -> None:
+        sys.stdout.write(f"{line}\n" if self._is_single else f"{label} | {line}\n")
+
+    def _note(self, note: str) -> None:
+        output.say(f"note: {note}", fg="yellow", bold=True)
+
+    def _line(self, event: Event) -> str:
+        fields, progress = event.fields, self._progress
+        task = progress.tasks.get(str(fields.get("task", "")))
+        step = task.steps.get(str(fields.get("step", ""))) if task else None
+        now = datetime.now(UTC)
+        line = ""
+        match event.kind:
+            case "task_assigned" if task:
+                again = f", attempt {task.attempts}" if task.attempts > 1 else ""
+                line = f"task {task.name}: started{again}"
+            case "step_started" if task and step:
+                line = f"step {task.name}/{step.name}: started"
+            case "step_finished" if task and step:
+                line = f"step {task.name}/{step.name}: {ended(step.state, step.elapsed(now), step.reason)}"
+            case "task_retried" if task:
+                line = f"task {task.name}: tried again{': ' + task.reason if task.reason else ''}"
+            case "task_finished" if task:
+                line = f"task {task.name}: {ended(task.state, task.elapsed(now), task.reason)}"
+            case "run_cancelling":
+                line = f"run {progress.title}: being cancelled"
+            case "run_finished":
+                return (
+                    f"run {progress.title}: {ended(progress.run.state, progress.run.elapsed(now), progress.run.reason)}"
+                )
+        return line
+
+
+def ended(state: str, elapsed: str, reason: str) -> str:
+    """ "failed after 1.2s: exit code 3" """
+    after = f" after {elapsed}" if elapsed else ""
+    return f"{state}{after}{': ' + reason if reason else ''}"

@@ -1,0 +1,103 @@
+"""The verb `run`: submit a definition, follow it, leave with its code."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pistage.cli import documents, findings, follow, groups, options, output
+from pistage.cli.connect import Connection, connect
+from pistage.client import Client, Run
+from pistage.config import ClientConfig, Config
+from pistage.errors import PistageError
+
+#: How long a run of an embedded cluster may take to end once it was interrupted; its containers get their grace.
+_CANCEL_S = 30.0
+
+
+@click.command("run", short_help="Run a definition or a registered action and follow it.")
+@click.argument("target", metavar="FILE|ACTION")
+@click.option("--with", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
+@click.option(
+    "--with-file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Parameters from a YAML or JSON file.",
+)
+@click.option("--from", "start_node", metavar="TASK", help="Start at this task; what it needs is skipped.")
+@click.option("--detach", is_flag=True, help="Print the run's id and leave; needs a server or a `dev`.")
+@click.option("--plain", is_flag=True, help="Plain lines, also on a terminal.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["docker", "sandbox", "host"]),
+    help="For an embedded cluster: how steps run. Docker where an engine answers, else sandbox, unless set.",
+)
+@click.option("-v", "--verbose", count=True, help="Say more on stderr.")
+@options.client_options
+def run_verb(
+    *,
+    target: str,
+    pairs: tuple[str, ...],
+    with_file: Path | None,
+    start_node: str | None,
+    detach: bool,
+    plain: bool,
+    runtime: str | None,
+    verbose: int,
+    config: Config[ClientConfig],
+) -> int:
+    """Run a definition or a registered action and follow it to its end.
+
+    Without a server configured and without a `pistage dev`, it runs in an embedded cluster of its own. `-` reads the
+    definition from stdin. Exit code: 0 succeeded, 1 failed, 3 cancelled. Ctrl-C detaches: the run goes on, unless the
+    cluster is embedded, where it is cancelled.
+    """
+    from pistage.cli.serve import start_logging
+
+    start_logging(verbose, quiet=True)
+    given = documents.parameters(pairs, with_file)
+    body = documents.submission(target, parameters=given, start_node=start_node)
+    return groups.run(_run(config, body, is_detached=detach, is_plain=plain, runtime=runtime))
+
+
+async def _run(
+    config: Config[ClientConfig], body: dict[str, Any], *, is_detached: bool, is_plain: bool, runtime: str | None
+) -> int:
+    async with connect(config, needs_agent=True, runtime=runtime) as connection:
+        if is_detached and connection.is_embedded:
+            raise click.UsageError("--detach needs a cluster that stays: start `pistage dev`, or set --server")
+        run = await connection.client.submit_run(body)
+        for finding in run.get("warnings") or []:
+            output.say(findings.line(finding), fg="yellow")
+        if is_detached:
+            click.echo(run["id"])
+            output.say(f"follow it: pistage watch {run['name']}#{run['number']}")
+            return 0
+        output.say(f"run {run['name']}#{run['number']} {run['id']}")
+        ended = await followed(connection, run, is_plain=is_plain)
+        return follow.say_result(ended)
+
+
+async def followed(connection: Connection, run: Run, *, is_plain: bool) -> Run:
+    """Follow to the end. Interrupted, it says how to look again; an embedded run is cancelled first."""
+    try:
+        return await follow.follow(connection.client, run, is_plain=is_plain)
+    except asyncio.CancelledError:
+        title = f"{run['name']}#{run['number']}"
+        if connection.is_embedded:
+            output.say(f"interrupted: cancelling {title}, whose cluster is this process (again: leave at once)")
+            await _cancel(connection.client, run)
+        else:
+            output.say(f"detached: the run goes on; look again with: pistage watch '{title}'")
+        raise
+
+
+async def _cancel(client: Client, run: Run) -> None:
+    with suppress(PistageError, TimeoutError):
+        async with asyncio.timeout(_CANCEL_S):
+            await client.cancel_run(run["id"])
+            async for _ in client.follow_events(run["id"]):
+                pass

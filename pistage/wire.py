@@ -174,13 +174,17 @@ class LogAck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRefused:
-    """The master cannot keep this stream now (its disk is full, say); the agent waits and tries again."""
+    """The master cannot keep this stream now (its disk is full, say); the agent waits and tries again.
+
+    With `is_final` it never will (the run printed more than it may): the agent ends the step with this reason.
+    """
 
     kind: Literal["log_refused"] = "log_refused"
     attempt_id: str
     step: str
     stream: int
     reason: str
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,11 @@ def to_json(kind: Any, value: Any) -> str:
     )
 
 
+def to_jsonable(kind: Any, value: Any) -> Any:
+    """`value` as plain values that JSON can hold."""
+    return _adapter(kind).dump_python(value, mode="json")
+
+
 def from_json(kind: Any, text: str | bytes) -> Any:
     """The instance of `kind` that the JSON `text` describes."""
     try:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pistage.core import ids, limits
 from pistage.errors import Code, PistageError
+from pistage.master.signals import Signals
 from pistage.wire import LogFrame
 
 # attempt, step, stream, length, offset, at; padded so that record N begins at byte 64 * N.
@@ -70,7 +71,7 @@ class LogStore:
         self._writer = _Writer(directory, run_bytes_max=run_bytes_max, free_bytes_min=free_bytes_min)
         self._thread = ThreadPoolExecutor(1, "logs")
         self._queue: asyncio.Queue[_Queued] = asyncio.Queue(maxsize=_QUEUE_FRAMES)
-        self._changed: dict[str, asyncio.Event] = {}
+        self.signals = Signals()  # by run: more output, or its end
 
     async def append(self, run_id: str, frame: LogFrame) -> asyncio.Future[Appended]:
         """Queue a frame; waits while the queue is full. The future is done once the frame is durable.
@@ -95,16 +96,7 @@ class LogStore:
             for queued, answer in zip(batch, answers, strict=True):
                 _settle(queued.answer, answer)
             for run_id in {queued.run_id for queued in batch}:
-                self.wake(run_id)
-
-    def changed(self, run_id: str) -> asyncio.Event:
-        """An event set once more has come, or the run has ended; ask for it before you read what there is."""
-        return self._changed.setdefault(run_id, asyncio.Event())
-
-    def wake(self, run_id: str) -> None:
-        """Wake everybody who waits for `changed`."""
-        if event := self._changed.pop(run_id, None):
-            event.set()
+                self.signals.wake(run_id)
 
     async def records(self, run_id: str, start: int, count: int) -> list[Record]:
         """Records from number `start` on, at most `count`; empty at the end."""
@@ -117,7 +109,7 @@ class LogStore:
     async def end(self, run_id: str) -> None:
         """The run is over: forget what was held for it, and wake its followers."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.forget, run_id)
-        self.wake(run_id)
+        self.signals.wake(run_id)
 
     async def remove(self, run_id: str) -> None:
         """Delete a run's output."""

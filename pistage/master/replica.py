@@ -49,6 +49,14 @@ class Replica:
     def applied_index(self) -> int:
         return self._state.applied_index
 
+    @property
+    def is_serving(self) -> bool:
+        return self._failure is None
+
+    @property
+    def state_path(self) -> Path:
+        return self._state.path
+
     def on_applied(self, listener: Listener) -> None:
         """Call `listener` with each outcome, on the loop, in order; it must not block."""
         self._listeners.append(listener)

@@ -15,7 +15,9 @@ import aiosqlite
 
 from pistage import wire
 from pistage.core import machine
+from pistage.core.commands import Command
 from pistage.core.machine import Outcome
+from pistage.errors import PistageError
 from pistage.master.store import Entry
 
 log = logging.getLogger(__name__)

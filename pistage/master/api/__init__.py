@@ -1,0 +1,1 @@
+"""The HTTP API: the routes, and what stands before each of them."""

@@ -1,0 +1,56 @@
+"""What the routes share: the replica, the agents, the output, and who is asking."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from pistage.config import MasterConfig
+from pistage.errors import Code, PistageError
+from pistage.master.api.submissions import Planner
+from pistage.master.dispatch import Dispatch
+from pistage.master.logs import LogStore
+from pistage.master.replica import Replica
+from pistage.master.sessions import Sessions
+from pistage.master.signals import Signals
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One per master; `node_id` is this master's name in answers."""
+
+    settings: MasterConfig
+    node_id: str
+    has_token: bool
+    replica: Replica
+    sessions: Sessions
+    dispatch: Dispatch
+    logs: LogStore
+    planner: Planner
+    run_signals: Signals  # by run: its state has changed
+
+    def owner_of(self, request: web.Request) -> str:
+        """Who asks: the name behind the credential, never a field of the request."""
+        return "cluster" if self.has_token else "local"
+
+    def project_of(self, request: web.Request) -> str:
+        """The project that is asked for; `not_found` for one that is not configured."""
+        project = request.query.get("project", "default")
+        if project not in self.settings.projects:
+            raise PistageError(
+                Code.NOT_FOUND, f"no project {project[:50]!r}", hint=f"known: {', '.join(self.settings.projects)}"
+            )
+        return project
+
+    def why_waiting(self, run_id: str, task: str) -> str:
+        """Why a queued task waits, as far as the last decision knew."""
+        return self.dispatch.why_waiting(run_id, task)
+
+    def refuse_unless_space(self) -> None:
+        """PistageError `storage` while the disk has less free than `disk_free_min`: what runs needs the rest."""
+        if shutil.disk_usage(self.settings.data_dir).free < self.settings.disk_free_min:
+            raise PistageError(
+                Code.STORAGE, "the master's disk is nearly full", hint="free some space, or lower disk_free_min"
+            )

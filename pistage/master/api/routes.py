@@ -1,0 +1,79 @@
+"""The route table: every method and path there is, and the OpenAPI document made from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from pistage import __version__
+from pistage.master.api import http
+from pistage.master.api.actions import ActionRoutes
+from pistage.master.api.cluster import ClusterRoutes
+from pistage.master.api.context import Context
+from pistage.master.api.output import OutputRoutes
+from pistage.master.api.runs import RunRoutes
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method and path, and what answers; the handler's docstring is the route's documentation."""
+
+    method: str
+    path: str
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+    @property
+    def summary(self) -> str:
+        return " ".join((self.handler.__doc__ or "").split())
+
+
+def routes_of(context: Context) -> list[Route]:
+    """Every route of a master."""
+    runs, output = RunRoutes(context), OutputRoutes(context)
+    actions, cluster = ActionRoutes(context), ClusterRoutes(context)
+    routes = [
+        Route("POST", "/api/v1/runs", runs.submit),
+        Route("GET", "/api/v1/runs", runs.list),
+        Route("GET", "/api/v1/runs/{id}", runs.show),
+        Route("GET", "/api/v1/runs/{id}/plan", runs.plan),
+        Route("POST", "/api/v1/runs/{id}/cancel", runs.cancel),
+        Route("GET", "/api/v1/runs/{id}/logs", output.logs),
+        Route("GET", "/api/v1/runs/{id}/events", output.events),
+        Route("PUT", "/api/v1/actions/{name}", actions.put),
+        Route("GET", "/api/v1/actions/{name}", actions.show),
+        Route("DELETE", "/api/v1/actions/{name}", actions.delete),
+        Route("GET", "/api/v1/actions", actions.list),
+        Route("POST", "/api/v1/lint", actions.lint),
+        Route("POST", "/api/v1/plan", actions.plan),
+        Route("GET", "/api/v1/agents", cluster.agents),
+        Route("POST", "/api/v1/agents/{id}/drain", cluster.drain),
+        Route("POST", "/api/v1/agents/{id}/resume", cluster.resume),
+        Route("GET", "/api/v1/cluster", cluster.cluster),
+        Route("GET", "/agent/v1/session", context.sessions.serve),
+        Route("GET", "/livez", cluster.livez),
+        Route("GET", "/readyz", cluster.readyz),
+        Route("GET", "/metrics", cluster.metrics),
+    ]
+    document = openapi(routes)
+
+    async def openapi_json(request: web.Request) -> web.Response:
+        """This API as an OpenAPI document."""
+        return http.answer_cached(request, document)
+
+    return [*routes, Route("GET", "/openapi.json", openapi_json)]
+
+
+def openapi(routes: list[Route]) -> dict[str, Any]:
+    """The routes as an OpenAPI 3.1 document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        names = re.findall(r"{(\w+)}", route.path)
+        parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
+        responses = {"default": {"description": "success, or problem+json"}}
+        operation = {"summary": route.summary, "parameters": parameters, "responses": responses}
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
+    return {"openapi": "3.1.0", "info": {"title": "Pistage", "version": __version__}, "paths": paths}

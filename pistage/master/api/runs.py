@@ -1,0 +1,113 @@
+"""Routes of runs: submit, list, show, plan, cancel."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from aiohttp import web
+
+from pistage import wire
+from pistage.core import codec, limits
+from pistage.core.commands import CancelRun, SubmitRun
+from pistage.core.model import State
+from pistage.core.plan import Plan, redacted
+from pistage.errors import Code, PistageError
+from pistage.master import reads
+from pistage.master.api import http, views
+from pistage.master.api.context import Context
+from pistage.master.api.submissions import finding_view, parse_submission
+
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+class RunRoutes:
+    """Handlers under /api/v1/runs."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def submit(self, request: web.Request) -> web.Response:
+        """Make a run of a definition (YAML or JSON), or of {"action": name, "with": {...}}."""
+        context = self._context
+        project = context.project_of(request)
+        key = _idempotency_key(request)
+        body = await http.read_body(request)
+        context.refuse_unless_space()
+        planned, source = await context.planner.plan(parse_submission(body, request.content_type), project)
+        owner = context.owner_of(request)
+        command = SubmitRun(
+            at=wire.now_ms(),
+            run_id=wire.new_id(),
+            project=project,
+            owner=owner,
+            plan=planned.plan,
+            source=source,
+            request_key=None if key is None else f"{project}/{owner}/{key}",
+            request_sha256=hashlib.sha256(body).hexdigest(),
+        )
+        outcome = await context.replica.propose(command)
+        run_id = str(outcome.value["run_id"])
+        async with context.replica.reader.snapshot() as snapshot:
+            run = await views.show_run(snapshot, run_id, context.why_waiting)
+        run["warnings"] = [finding_view(finding) for finding in planned.findings]
+        headers = {"Location": f"/api/v1/runs/{run_id}"}
+        return http.answer(run, status=201 if outcome.value["is_new"] else 200, headers=headers)
+
+    async def list(self, request: web.Request) -> web.Response:
+        """Runs, the newest first; ?state= &name= &limit= &cursor= &project=."""
+        state = request.query.get("state")
+        if state is not None and state not in set(State):
+            raise PistageError(Code.USAGE, f"state: expected one of {', '.join(State)}, got {state[:50]!r}")
+        async with self._context.replica.reader.snapshot() as snapshot:
+            page = await views.list_runs(
+                snapshot,
+                state=state,
+                name=request.query.get("name"),
+                project=self._context.project_of(request),
+                limit=http.number_in(request, "limit", limits.PAGE_DEFAULT, least=1, most=limits.PAGE_MAX),
+                cursor=request.query.get("cursor"),
+            )
+        return http.answer(page)
+
+    async def show(self, request: web.Request) -> web.Response:
+        """A run with its tasks, attempts and steps; {id} may be a prefix of the id, or name#number."""
+        async with self._context.replica.reader.snapshot() as snapshot:
+            run_id = await views.resolve_run(snapshot, request.match_info["id"], self._context.project_of(request))
+            run = await views.show_run(snapshot, run_id, self._context.why_waiting)
+        return http.answer_cached(request, run)
+
+    async def plan(self, request: web.Request) -> web.Response:
+        """The plan that the run executes, credentials replaced by stars, and the document it was made from."""
+        async with self._context.replica.reader.snapshot() as snapshot:
+            run_id = await views.resolve_run(snapshot, request.match_info["id"], self._context.project_of(request))
+            plan = await reads.plan_of(snapshot, run_id)
+        return http.answer({"plan": plan_view(plan)})
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Cancel what has not ended; answers at once, the run is `cancelled` when its containers are gone."""
+        context = self._context
+        reason = request.query.get("reason", "")[: limits.REASON_CHARS_MAX]
+        async with context.replica.reader.snapshot() as snapshot:
+            run_id = await views.resolve_run(snapshot, request.match_info["id"], context.project_of(request))
+        owner = context.owner_of(request)
+        await context.replica.propose(
+            CancelRun(at=wire.now_ms(), run_id=run_id, owner=owner, reason=reason or f"cancelled by {owner}")
+        )
+        async with context.replica.reader.snapshot() as snapshot:
+            return http.answer(await views.show_run(snapshot, run_id, context.why_waiting), status=202)
+
+
+def plan_view(plan: Plan) -> Any:
+    """A plan in JSON, fit to be shown."""
+    return codec.to_jsonable(Plan, redacted(plan))
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and (len(key) > limits.IDEMPOTENCY_KEY_CHARS_MAX or not _KEY.fullmatch(key)):
+        raise PistageError(
+            Code.USAGE, f"Idempotency-Key: expected 1 to {limits.IDEMPOTENCY_KEY_CHARS_MAX} visible ASCII characters"
+        )
+    return key

@@ -1,0 +1,143 @@
+"""What a client sends to be run, planned or checked: a definition, or the name of an action, with parameters."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pistage.core.definition import Actions, ActionText, Finding, Lint, Planned, lint, make_plan
+from pistage.errors import Code, PistageError
+from pistage.predefined import predefined_actions
+
+T = TypeVar("T")
+
+_PLANNING_AT_ONCE = 2  # planning is our own CPU time, at most a fraction of a second each
+
+
+class _Envelope(BaseModel):
+    """`{"action": name, "with": {...}}` or `{"definition": text, "with": {...}}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    action: str | None = None
+    definition: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict, alias="with")
+    start_node: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A definition's text, or the name of the action that it is, and what was given to it."""
+
+    text: str | bytes = b""
+    action: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    start_node: str | None = None
+
+
+def parse_submission(body: bytes, content_type: str) -> Submission:
+    """A JSON envelope if the body is one, else the definition itself; nothing else is looked at here."""
+    if content_type == "application/json" or body.lstrip()[:1] == b"{":
+        try:
+            loaded = json.loads(body)
+        except (ValueError, RecursionError):
+            loaded = None  # the definition's own reader says where and why
+        if isinstance(loaded, dict) and ("action" in loaded or "definition" in loaded):
+            return _from_envelope(loaded)
+    if not body.strip():
+        raise PistageError(Code.INVALID, "the body is empty", hint="send a definition in YAML or JSON")
+    return Submission(text=body)
+
+
+def _from_envelope(loaded: dict[str, Any]) -> Submission:
+    try:
+        envelope = _Envelope.model_validate(loaded)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PistageError(
+            Code.INVALID, f"{where}: {first['msg']}", hint='send {"action": name, "with": {…}} or {"definition": text}'
+        ) from None
+    if (envelope.action is None) == (envelope.definition is None):
+        raise PistageError(Code.INVALID, "expected one of action and definition", hint="name an action or send a text")
+    return Submission(envelope.definition or "", envelope.action, envelope.parameters, envelope.start_node)
+
+
+class Planner:
+    """Makes plans from submissions and the actions of the state, off the loop."""
+
+    def __init__(self, state_path: Path) -> None:
+        self._state_path = state_path
+        self._gate = asyncio.Semaphore(_PLANNING_AT_ONCE)
+
+    async def plan(self, submission: Submission, project: str) -> tuple[Planned, str]:
+        """The plan and the text it was made from; PistageError `invalid` with every finding."""
+
+        def work(actions: Actions) -> tuple[Planned, str]:
+            text = _text_of(submission, actions)
+            planned = make_plan(
+                text, actions=actions, parameters=submission.parameters, start_node=submission.start_node
+            )
+            return planned, text.decode() if isinstance(text, bytes) else text
+
+        return await self._with_actions(project, work)
+
+    async def lint(self, submission: Submission, project: str) -> Lint:
+        """What is wrong with the definition, as far as can be said without its parameters."""
+        return await self._with_actions(project, lambda actions: lint(_text_of(submission, actions), actions=actions))
+
+    async def find_action(self, name: str, project: str) -> ActionText:
+        """The newest text of a registered action, else the predefined one; `not_found` otherwise."""
+        return await self._with_actions(project, lambda actions: _action_named(name, actions))
+
+    async def _with_actions(self, project: str, work: Callable[[Actions], T]) -> T:
+        async with self._gate:
+            return await asyncio.to_thread(self._look_up_and, project, work)
+
+    def _look_up_and(self, project: str, work: Callable[[Actions], T]) -> T:
+        db = sqlite3.connect(f"file:{self._state_path}?mode=ro", uri=True, isolation_level=None)
+        try:
+            db.execute("PRAGMA wal_autocheckpoint = 0")
+            return work(lambda name: _registered(db, project, name) or predefined_action(name))
+        finally:
+            db.close()
+
+
+def _registered(db: sqlite3.Connection, project: str, name: str) -> ActionText | None:
+    row = db.execute(
+        "SELECT name, text, version, sha256 FROM action WHERE project = ? AND name = ? ORDER BY version DESC LIMIT 1",
+        (project, name),
+    ).fetchone()
+    return row and ActionText(name=row[0], text=row[1], version=row[2], sha256=row[3], is_predefined=False)
+
+
+def predefined_action(name: str) -> ActionText | None:
+    """An action that ships with the program; None if there is none of that name."""
+    text = predefined_actions().get(name)
+    if text is None:
+        return None
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return ActionText(name=name, text=text, version=0, sha256=sha256, is_predefined=True)
+
+
+def _action_named(name: str, actions: Actions) -> ActionText:
+    if (found := actions(name)) is None:
+        raise PistageError(Code.NOT_FOUND, f"no action {name!r}", hint="pistage action ls lists them")
+    return found
+
+
+def _text_of(submission: Submission, actions: Actions) -> str | bytes:
+    return submission.text if submission.action is None else _action_named(submission.action, actions).text
+
+
+def finding_view(finding: Finding) -> dict[str, Any]:
+    """A finding in JSON."""
+    return asdict(finding)

@@ -1,0 +1,275 @@
+"""Sessions with agents: one WebSocket each, over which work goes out and reports and output come in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from aiohttp import WSMsgType, web
+
+from pistage import wire
+from pistage.core import limits
+from pistage.core.commands import Finished, RecordEvents, RegisterAgent
+from pistage.core.model import Result, State
+from pistage.core.plan import FailureClass
+from pistage.errors import Code, PistageError
+from pistage.master import reads
+from pistage.master.logs import Appended, LogStore
+from pistage.master.replica import Replica
+
+log = logging.getLogger(__name__)
+
+_HELLO_TIMEOUT_S = 10.0
+_OUTGOING_MAX = 4096  # messages; an agent that reads slower than this is dropped and comes back
+_INCOMING_MAX = 256  # reports and acknowledgements under way; then the socket is not read
+
+
+@dataclass(slots=True)
+class Session:
+    """One agent, connected. `heard_at` is monotonic seconds."""
+
+    agent_id: str
+    name: str
+    epoch: int
+    heard_at: float
+    outgoing: asyncio.Queue[wire.ToAgent]
+    run_of: dict[str, str] = field(default_factory=dict)  # attempt -> run, of this agent's own attempts
+    is_closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Sessions:
+    """Every agent that is connected to this master."""
+
+    def __init__(self, replica: Replica, logs: LogStore, *, heartbeat_s: float, lease_s: float) -> None:
+        self._replica = replica
+        self._logs = logs
+        self._heartbeat_s = heartbeat_s
+        self._lease_s = lease_s
+        self._started_at = time.monotonic()
+        self._sessions: dict[str, Session] = {}
+        self._last_heard: dict[str, float] = {}
+        self._on_change: Callable[[], None] = lambda: None
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when an agent has come or gone."""
+        self._on_change = listener
+
+    async def close(self) -> None:
+        """End every session; the agents look for a master again."""
+        for session in self._sessions.values():
+            session.is_closing.set()
+
+    def is_connected(self, agent_id: str) -> bool:
+        """Whether the agent has a session here."""
+        return agent_id in self._sessions
+
+    def silent_s(self, agent_id: str) -> float:
+        """Seconds since the agent was heard of, or since this master began to listen: nobody is judged early."""
+        return time.monotonic() - self._last_heard.get(agent_id, self._started_at)
+
+    def send(self, agent_id: str, message: wire.ToAgent) -> None:
+        """Send if the agent is connected; if not, it is told when it comes back."""
+        if session := self._sessions.get(agent_id):
+            if isinstance(message, wire.Assign):
+                session.run_of[message.attempt_id] = message.run_id
+            try:
+                session.outgoing.put_nowait(message)
+            except asyncio.QueueFull:
+                log.warning("agent=%s reads too slowly: dropping its session", session.name)
+                session.is_closing.set()
+
+    async def serve(self, request: web.Request) -> web.WebSocketResponse:
+        """The WebSocket of an agent: msgpack messages of the session protocol."""
+        socket = web.WebSocketResponse(
+            compress=False, max_msg_size=limits.SESSION_MESSAGE_BYTES_MAX, autoping=True, timeout=2.0
+        )
+        await socket.prepare(request)
+        try:
+            session = await self._greet(socket)
+        except (PistageError, TimeoutError) as error:
+            await socket.send_bytes(wire.pack_message(wire.Goodbye(reason=str(error) or "no hello came")))
+            await socket.close()
+            return socket
+        log.info("agent=%s connected epoch=%d", session.name, session.epoch)
+        self._on_change()
+        try:
+            await _Link(self._replica, self._logs, socket, session, self._last_heard).run()
+        finally:
+            if self._sessions.get(session.agent_id) is session:
+                del self._sessions[session.agent_id]
+                self._on_change()
+            log.info("agent=%s disconnected", session.name)
+        return socket
+
+    async def _greet(self, socket: web.WebSocketResponse) -> Session:
+        message = wire.unpack_message(await socket.receive_bytes(timeout=_HELLO_TIMEOUT_S))
+        if not isinstance(message, wire.Hello) or message.protocol != wire.PROTOCOL:
+            raise PistageError(Code.INVALID, f"expected a hello of protocol {wire.PROTOCOL}", hint="upgrade the agent")
+        info = message.info
+        outcome = await self._replica.propose(RegisterAgent(at=wire.now_ms(), info=info))
+        session = Session(
+            info.id, info.name, int(str(outcome.value["epoch"])), time.monotonic(), asyncio.Queue(_OUTGOING_MAX)
+        )
+        self._last_heard[info.id] = session.heard_at
+        if older := self._sessions.pop(info.id, None):
+            older.is_closing.set()
+        self._sessions[info.id] = session  # from here on nothing that is decided is missed
+        await self._welcome(socket, session, message.held)
+        return session
+
+    async def _welcome(self, socket: web.WebSocketResponse, session: Session, held: Sequence[wire.Held]) -> None:
+        async with self._replica.reader.snapshot() as snapshot:
+            cluster_id = await reads.cluster_id(snapshot)
+            live = await reads.live_attempts(snapshot, session.agent_id)
+            live_runs = await reads.live_runs(snapshot, session.agent_id)
+            fences = {attempt.attempt_id: attempt.fence for attempt in live}
+            held_ids = {one.attempt_id for one in held if fences.get(one.attempt_id) == one.fence}
+            assigns = [
+                await reads.assignment(snapshot, attempt.attempt_id)
+                for attempt in live
+                if attempt.attempt_id not in held_ids and not attempt.is_accepted
+            ]
+        session.run_of |= {attempt.attempt_id: attempt.run_id for attempt in live}
+        verdicts = tuple(
+            wire.Verdict(
+                attempt_id=one.attempt_id,
+                is_kept=one.attempt_id in held_ids,
+                reason="" if one.attempt_id in held_ids else "the task went on without it",
+            )
+            for one in held
+        )
+        welcome = wire.Welcome(
+            cluster_id=cluster_id, epoch=session.epoch, heartbeat_s=self._heartbeat_s, lease_s=self._lease_s,
+            verdicts=verdicts, live_runs=tuple(live_runs),
+        )  # fmt: skip
+        await socket.send_bytes(wire.pack_message(welcome))
+        for message in assigns:
+            session.outgoing.put_nowait(message)
+        for attempt in live:
+            if attempt.cancel_reason is not None:
+                cancel = wire.Cancel(attempt_id=attempt.attempt_id, reason=attempt.cancel_reason)
+                session.outgoing.put_nowait(cancel)
+        forgotten = [one for one in live if one.is_accepted and one.attempt_id not in held_ids]
+        if forgotten:
+            await self._replica.propose(_lost(forgotten))
+
+
+def _lost(forgotten: Sequence[reads.LiveAttempt]) -> RecordEvents:
+    at = wire.now_ms()
+    result = Result(state=State.LOST, failure=FailureClass.LOST, reason="its agent came back without knowing of it")
+    events = (Finished(at=at, attempt_id=one.attempt_id, fence=one.fence, result=result) for one in forgotten)
+    return RecordEvents(at=at, events=tuple(events))
+
+
+class _Link:
+    """The traffic of one session: what is sent, what is read, and what is answered once it is durable."""
+
+    def __init__(
+        self, replica: Replica, logs: LogStore, socket: web.WebSocketResponse, session: Session,
+        last_heard: dict[str, float],
+    ) -> None:  # fmt: skip
+        self._replica = replica
+        self._logs = logs
+        self._socket = socket
+        self._session = session
+        self._last_heard = last_heard
+        self._reports: asyncio.Queue[wire.Report] = asyncio.Queue(_INCOMING_MAX)
+        self._appends: asyncio.Queue[tuple[wire.LogFrame, asyncio.Future[Appended]]] = asyncio.Queue(_INCOMING_MAX)
+
+    async def run(self) -> None:
+        """Until the socket closes, either side gives up, or another session of the agent takes over."""
+        owned = [self._read(), self._write(), self._record(), self._acknowledge(), self._session.is_closing.wait()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(coroutine) for coroutine in owned]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    task.cancel()
+        except* (ConnectionError, PistageError) as errors:
+            log.warning("agent=%s: %s", self._session.name, errors.exceptions[0])
+        finally:
+            await self._socket.close()
+
+    async def _read(self) -> None:
+        async for frame in self._socket:
+            self._last_heard[self._session.agent_id] = time.monotonic()
+            if frame.type is not WSMsgType.BINARY:
+                break
+            match wire.unpack_message(frame.data):
+                case wire.LogFrame() as output:
+                    await self._append(output)
+                case wire.Report() as report:
+                    await self._reports.put(report)
+                case wire.Heartbeat(number=number):
+                    self._send(wire.HeartbeatAck(number=number))
+                case wire.Goodbye(reason=reason):
+                    log.info("agent=%s says goodbye: %s", self._session.name, reason)
+                    break
+                case other:
+                    raise PistageError(Code.INVALID, f"an agent does not send {type(other).__name__}")
+
+    async def _write(self) -> None:
+        while True:
+            await self._socket.send_bytes(wire.pack_message(await self._session.outgoing.get()))
+
+    async def _record(self) -> None:
+        while True:
+            report = await self._reports.get()
+            foreign = [e.attempt_id for e in report.events if await self._run_of(e.attempt_id) is None]
+            own = tuple(event for event in report.events if event.attempt_id not in foreign)
+            refused = list(foreign)
+            if own:
+                outcome = await self._replica.propose(RecordEvents(at=wire.now_ms(), events=own))
+                refused += [str(attempt) for attempt in outcome.value["refused"]]  # type: ignore[attr-defined]
+            self._send(wire.Reported(number=report.number, refused=tuple(dict.fromkeys(refused))))
+            for event in own:
+                if isinstance(event, Finished):
+                    self._session.run_of.pop(event.attempt_id, None)
+
+    async def _append(self, frame: wire.LogFrame) -> None:
+        run_id = await self._run_of(frame.attempt_id)
+        if run_id is None:
+            self._refuse(frame, "this attempt is not the agent's", is_final=True)
+            return
+        await self._appends.put((frame, await self._logs.append(run_id, frame)))
+
+    async def _acknowledge(self) -> None:
+        while True:
+            frame, future = await self._appends.get()
+            try:
+                appended = await future
+            except PistageError as error:
+                self._refuse(frame, str(error), is_final=error.code is Code.TOO_LARGE)
+                continue
+            self._send(
+                wire.LogAck(
+                    attempt_id=frame.attempt_id, step=frame.step, stream=frame.stream, length=appended.length,
+                    is_gap=appended.is_gap,
+                )
+            )  # fmt: skip
+
+    def _refuse(self, frame: wire.LogFrame, reason: str, *, is_final: bool) -> None:
+        self._send(
+            wire.LogRefused(
+                attempt_id=frame.attempt_id, step=frame.step, stream=frame.stream, reason=reason, is_final=is_final
+            )
+        )
+
+    def _send(self, message: wire.ToAgent) -> None:
+        try:
+            self._session.outgoing.put_nowait(message)
+        except asyncio.QueueFull:
+            raise ConnectionError("the agent reads too slowly") from None
+
+    async def _run_of(self, attempt_id: str) -> str | None:
+        known = self._session.run_of
+        if attempt_id not in known:
+            async with self._replica.reader.snapshot() as snapshot:
+                run_id = await reads.run_of_attempt(snapshot, attempt_id, self._session.agent_id)
+            if run_id is None:
+                return None
+            known[attempt_id] = run_id
+        return known[attempt_id]

@@ -1,0 +1,157 @@
+"""Output on disk: exact, in the order it came, and whole after a crash."""
+
+import asyncio
+import hashlib
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from pistage import wire
+from pistage.errors import Code, PistageError
+from pistage.master.logs import RECORD_BYTES, Appended, LogStore
+
+RUN, ATTEMPT = wire.new_id(), wire.new_id()
+
+
+@asynccontextmanager
+async def a_store(directory: Path, *, run_bytes_max: int = 1 << 30, free_bytes_min: int = 0) -> AsyncIterator[LogStore]:
+    store = LogStore(directory, run_bytes_max=run_bytes_max, free_bytes_min=free_bytes_min)
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(store.serve())
+        try:
+            yield store
+        finally:
+            serving.cancel()
+    store.close()
+
+
+def a_frame(data: bytes, offset: int = 0, *, stream: int = 1, step: str = "1", attempt: str = ATTEMPT) -> wire.LogFrame:
+    return wire.LogFrame(attempt_id=attempt, step=step, stream=stream, offset=offset, at=7, data=data)
+
+
+async def put(store: LogStore, frame: wire.LogFrame) -> Appended:
+    return await (await store.append(RUN, frame))
+
+
+async def test_a_stream_is_what_was_appended_byte_for_byte(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    pieces = [chance.randbytes(chance.randrange(1, 5_000)) for _ in range(200)]
+    async with a_store(tmp_path) as store:
+        offset = 0
+        waiting = []
+        for piece in pieces:
+            waiting.append(await store.append(RUN, a_frame(piece, offset)))
+            offset += len(piece)
+        assert (await asyncio.gather(*waiting))[-1] == Appended(offset)
+        whole = await store.read(RUN, (ATTEMPT, "1", 1), 0, offset + 1)
+        assert hashlib.sha256(whole).digest() == hashlib.sha256(b"".join(pieces)).digest()
+        records = await store.records(RUN, 0, 1000)
+        assert [(r.offset, r.length) for r in records][:2] == [(0, len(pieces[0])), (len(pieces[0]), len(pieces[1]))]
+
+
+async def test_a_repeat_is_trimmed_and_a_gap_is_refused(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        assert await put(store, a_frame(b"hello")) == Appended(5)
+        assert await put(store, a_frame(b"hello")) == Appended(5)
+        assert await put(store, a_frame(b"lo world", 3)) == Appended(11)
+        assert await put(store, a_frame(b"later", 20)) == Appended(11, is_gap=True)
+        assert await put(store, a_frame(b"")) == Appended(11)
+        assert await store.read(RUN, (ATTEMPT, "1", 1), 0, 100) == b"hello world"
+
+
+async def test_streams_steps_and_attempts_are_kept_apart(tmp_path: Path) -> None:
+    other = wire.new_id()
+    async with a_store(tmp_path) as store:
+        for n, frame in enumerate(
+            [a_frame(b"0"), a_frame(b"1", stream=2), a_frame(b"2", step="2"), a_frame(b"3", attempt=other)]
+        ):
+            await put(store, frame)
+            assert await store.read(RUN, (frame.attempt_id, frame.step, frame.stream), 0, 9) == b"%d" % n
+        assert len(await store.records(RUN, 0, 10)) == 4
+        assert [record.key for record in await store.records(RUN, 3, 10)] == [(other, "1", 1)]
+
+
+async def test_lengths_are_found_again_after_a_restart(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        await put(store, a_frame(b"hello"))
+    async with a_store(tmp_path) as store:
+        assert await put(store, a_frame(b" world", 5)) == Appended(11)
+
+
+async def test_what_a_crash_left_beyond_the_index_is_cut_off_and_taken_again(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        await put(store, a_frame(b"hello"))
+    with (tmp_path / RUN / ATTEMPT / "1.1").open("ab") as file:
+        file.write(b"torn")
+    with (tmp_path / RUN / "index").open("ab") as file:
+        file.write(b"x" * (RECORD_BYTES // 2))
+    async with a_store(tmp_path) as store:
+        assert await put(store, a_frame(b"")) == Appended(5)
+        assert await put(store, a_frame(b" world", 5)) == Appended(11)
+        assert await store.read(RUN, (ATTEMPT, "1", 1), 0, 100) == b"hello world"
+        assert len(await store.records(RUN, 0, 10)) == 2
+
+
+async def test_followers_are_woken_by_output(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        changed = store.signals.changed(RUN)
+        await put(store, a_frame(b"x"))
+        async with asyncio.timeout(5):
+            await changed.wait()
+
+
+async def test_a_full_disk_refuses_and_takes_again_once_there_is_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_store(tmp_path) as store:
+        await put(store, a_frame(b"hello"))
+        real_write = os.write
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda fd, data: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(PistageError) as caught:
+                await put(store, a_frame(b" world", 5))
+            assert caught.value.code is Code.STORAGE
+        assert os.write is real_write
+        assert await put(store, a_frame(b" world", 5)) == Appended(11)
+
+
+async def test_less_free_space_than_the_reserve_refuses(tmp_path: Path) -> None:
+    async with a_store(tmp_path, free_bytes_min=1 << 60) as store:
+        with pytest.raises(PistageError, match="disk is full"):
+            await put(store, a_frame(b"x"))
+
+
+async def test_a_run_that_prints_too_much_is_told(tmp_path: Path) -> None:
+    async with a_store(tmp_path, run_bytes_max=8) as store:
+        await put(store, a_frame(b"12345678"))
+        with pytest.raises(PistageError) as caught:
+            await put(store, a_frame(b"9", 8))
+        assert caught.value.code is Code.TOO_LARGE
+
+
+@pytest.mark.parametrize("step", ["../1", "", "1/2", "٣"])
+async def test_a_frame_cannot_name_a_path(tmp_path: Path, step: str) -> None:
+    async with a_store(tmp_path) as store:
+        with pytest.raises(PistageError):
+            await store.append(RUN, a_frame(b"x", step=step))
+        with pytest.raises(PistageError):
+            await store.append("../../etc", a_frame(b"x"))
+        with pytest.raises(PistageError):
+            await store.append(RUN, a_frame(b"x", attempt="../x"))
+
+
+async def test_many_runs_keep_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pistage.master.logs._FILES_OPEN", 4)
+    monkeypatch.setattr("pistage.master.logs._RUNS_OPEN", 4)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - what is counted is this process
+    async with a_store(tmp_path) as store:
+        runs = [wire.new_id() for _ in range(20)]
+        for offset in range(3):
+            for run_id in runs:
+                assert await (await store.append(run_id, a_frame(b"x", offset))) == Appended(offset + 1)
+        assert len(os.listdir("/proc/self/fd")) - before < 12  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -1,0 +1,125 @@
+"""The replica: what is answered is durable, applied in order, and there after a restart."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from pistage import wire
+from pistage.core import commands as c
+from pistage.core import limits
+from pistage.errors import Code, PistageError
+from pistage.master.replica import Replica
+from pistage.master.store import Entry, LogStore
+from tests.core.plans import a_plan
+
+
+def a_run(run_id: str) -> c.SubmitRun:
+    return c.SubmitRun(at=1, run_id=run_id, project="default", owner="o", plan=a_plan(), source="")
+
+
+async def run_ids(replica: Replica) -> list[str]:
+    async with replica.reader.snapshot() as snapshot:
+        return [row["id"] for row in await snapshot.rows("SELECT id FROM run ORDER BY id")]
+
+
+async def test_what_was_answered_is_there_after_a_restart(tmp_path: Path) -> None:
+    async with Replica(tmp_path).running() as replica:
+        await asyncio.gather(*(replica.propose(a_run(f"r{n:03}")) for n in range(100)))
+        index = replica.applied_index
+    async with Replica(tmp_path).running() as replica:
+        assert (replica.applied_index, await run_ids(replica)) == (index, [f"r{n:03}" for n in range(100)])
+
+
+async def test_a_log_ahead_of_the_state_is_applied_at_the_start(tmp_path: Path) -> None:
+    async with Replica(tmp_path).running() as replica:
+        await replica.propose(a_run("r1"))
+    store = LogStore(tmp_path / "raft.db")
+    store.append([Entry(2, 1, wire.pack_command(a_run("r2")))])
+    store.close()
+    async with Replica(tmp_path).running() as replica:
+        assert await run_ids(replica) == ["r1", "r2"]
+
+
+async def test_a_state_ahead_of_its_log_is_refused(tmp_path: Path) -> None:
+    async with Replica(tmp_path).running() as replica:
+        await replica.propose(a_run("r1"))
+    for name in ("raft.db", "raft.db-wal"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(PistageError, match="belong together"):
+        async with Replica(tmp_path).running():
+            pass
+
+
+async def test_a_refusal_is_raised_to_its_proposer_alone(tmp_path: Path) -> None:
+    delete = c.DeleteAction(at=1, project="default", name="nothing")
+    async with Replica(tmp_path).running() as replica:
+        results = await asyncio.gather(
+            replica.propose(a_run("r1")), replica.propose(delete), replica.propose(a_run("r2")), return_exceptions=True
+        )
+        assert isinstance(results[1], PistageError) and results[1].code is Code.NOT_FOUND
+        assert await run_ids(replica) == ["r1", "r2"]
+
+
+async def test_listeners_see_each_outcome_in_order(tmp_path: Path) -> None:
+    seen: list[str] = []
+    async with Replica(tmp_path).running() as replica:
+        replica.on_applied(lambda outcome: seen.append(str(outcome.value.get("run_id"))))
+        await asyncio.gather(*(replica.propose(a_run(f"r{n:02}")) for n in range(20)))
+    assert seen == [f"r{n:02}" for n in range(20)]
+
+
+async def test_too_much_at_once_is_refused_and_told_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "UNCOMMITTED_BYTES_MAX", 1)
+    async with Replica(tmp_path).running() as replica:
+        with pytest.raises(PistageError) as caught:
+            await replica.propose(a_run("r1"))
+    assert caught.value.code is Code.UNAVAILABLE
+
+
+async def test_the_log_is_trimmed_behind_a_durable_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LOG_ENTRIES_KEPT", 10)
+    monkeypatch.setattr("pistage.master.replica._TRIM_EVERY", 5)
+    async with Replica(tmp_path).running() as replica:
+        for n in range(40):
+            await replica.propose(a_run(f"r{n:02}"))
+    store = LogStore(tmp_path / "raft.db")
+    assert 10 <= store.last_index - store.base_index <= 16
+    store.close()
+    async with Replica(tmp_path).running() as replica:
+        assert len(await run_ids(replica)) == 40
+
+
+async def test_a_command_of_a_later_version_stops_the_master_instead_of_being_skipped(tmp_path: Path) -> None:
+    store = LogStore(tmp_path / "raft.db")
+    store.append([Entry(1, 1, wire.pack_value({"kind": "from_the_future", "at": 1}))])
+    store.close()
+    with pytest.raises(RuntimeError, match="entry 1 holds a command"):
+        async with Replica(tmp_path).running():
+            pass
+
+
+def test_a_damaged_entry_is_found_and_said(tmp_path: Path) -> None:
+    store = LogStore(tmp_path / "raft.db")
+    store.append([Entry(n, 1, b"payload") for n in range(1, 6)])
+    store.close()
+    with sqlite3.connect(tmp_path / "raft.db") as db:
+        db.execute("UPDATE entries SET payload = x'00' WHERE idx = 3")
+    db.close()
+    with pytest.raises(PistageError, match="damaged at entry 3"):
+        LogStore(tmp_path / "raft.db")
+
+
+def test_the_log_survives_trimming_with_its_chain_of_check_sums(tmp_path: Path) -> None:
+    store = LogStore(tmp_path / "raft.db")
+    store.append([Entry(n, 1, b"%d" % n) for n in range(1, 11)])
+    store.trim(7)
+    store.close()
+    store = LogStore(tmp_path / "raft.db")
+    assert [entry.index for entry in store.entries_after(7)] == [8, 9, 10]
+    store.append([Entry(11, 1, b"11")])
+    store.close()
+    LogStore(tmp_path / "raft.db").close()

@@ -40,14 +40,14 @@ def list_actions(*, fmt: str, config: Config[ClientConfig]) -> None:
 
 @action_verb.command("put")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--name", help="Register under this name; the definition's own unless set.")
 @output.format_option()
 @options.client_options
-def put_actions(*, files: tuple[str, ...], name: str | None, fmt: str, config: Config[ClientConfig]) -> None:
-    """Register definitions as actions. A name that exists gets a new version; runs that exist keep theirs."""
-    if name is not None and len(files) > 1:
-        raise click.UsageError("--name goes with one file")
-    texts = [(name or _name_of(file), documents.read_text(file)) for file in files]
+def put_actions(*, files: tuple[str, ...], fmt: str, config: Config[ClientConfig]) -> None:
+    """Register definitions as actions under their own names.
+
+    A name that exists gets a new version; runs that exist keep theirs.
+    """
+    texts = [_named(documents.read_text(file), file) for file in files]
 
     async def put() -> list[dict[str, Any]]:
         async with connect(config, needs_agent=True) as connection:
@@ -99,11 +99,11 @@ def remove_actions(*, names: tuple[str, ...], config: Config[ClientConfig]) -> N
     groups.run(remove())
 
 
-def _name_of(file: str) -> str:
+def _named(text: str, file: str) -> tuple[str, str]:
     from pistage.core.definition import lint
 
-    checked = lint(documents.read_text(file), actions=None)
-    if checked.name is None:
+    checked = lint(text, actions=None)
+    if not checked.name:
         found = findings.plain(checked.findings)
         raise PistageError(Code.INVALID, f"{file} has no name to register it under", details={"findings": found})
-    return str(checked.name)
+    return str(checked.name), text

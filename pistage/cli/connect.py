@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,16 @@ async def connect(
                 client = await stack.enter_async_context(Client((endpoint.url,), token))
                 yield Connection(client=client)
                 return
+
+
+async def find(config: Config[ClientConfig]) -> tuple[Sequence[str], str | None] | None:
+    """The servers and the token that `connect` would use; None where it would start a cluster of its own."""
+    settings = config.settings
+    if settings.server:
+        return settings.server, read_token(settings)
+    home = Home(settings.data_dir)
+    endpoint = await home.endpoint(needs_agent=False) if home.is_used() else None
+    return ((endpoint.url,), settings.token or _read(endpoint.token_file)) if endpoint else None
 
 
 async def _owned(stack: AsyncExitStack, home: Home, *, needs_agent: bool, runtime: str | None) -> Connection:

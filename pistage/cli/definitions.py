@@ -35,7 +35,11 @@ def lint_verb(*, files: tuple[str, ...], actions: Path | None, show: bool, fmt: 
         checked = lint(text, actions=look_up)
         found = findings.plain(checked.findings)
         reports.append({"file": file, "name": checked.name, "dialect": checked.dialect, "findings": found})
-        reports[-1] |= {"parameters": checked.parameters, "images": checked.images, "normalised": checked.normalised}
+        reports[-1] |= {
+            "parameters_needed": checked.parameters_needed,
+            "images_missing": checked.images_missing,
+            "normalised": checked.normalised,
+        }
         if fmt == "table":
             _print_lint(reports[-1], is_shown=show and checked.normalised != text)
     if fmt == "name":
@@ -53,8 +57,9 @@ def _print_lint(report: Mapping[str, Any], *, is_shown: bool) -> None:
         click.echo(terminal.clean(report["normalised"] or ""), nl=False)
     if findings.has_error(report["findings"]):
         return
-    needs = [f"parameters {', '.join(report['parameters'])}"] if report["parameters"] else []
-    needs += [f"an image for {', '.join(map(str, report['images']))}"] if report["images"] else []
+    parameters, images = report["parameters_needed"], report["images_missing"]
+    needs = [f"parameters {', '.join(parameters)}"] if parameters else []
+    needs += [f"an image for {', '.join(map(str, images))}"] if images else []
     output.say(f"{report['file']}: {report['name']}: fine" + (f"; needs {' and '.join(needs)}" if needs else ""))
 
 

@@ -42,7 +42,7 @@ async def cluster(
     """A cluster on `home`, whose lock the caller holds; without a `choice` of runtime there is no agent."""
     from pistage.master.service import Master
 
-    known = token or home.token()
+    known = home.token(token)
     settings = MasterConfig(data_dir=home.master_dir, listen=listen)
     async with Master(settings, token=known) as master:
         endpoint = Endpoint(

@@ -35,6 +35,8 @@ def run(main: Coroutine[Any, Any, Result]) -> Result:
 
     try:
         return asyncio.run(guarded())
+    except BaseExceptionGroup as group:  # a service that was left by an error had its task group around it
+        raise _first(group) from None
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
 

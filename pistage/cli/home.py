@@ -94,15 +94,19 @@ class Home:
         """The master is no longer there."""
         self._endpoint_file.unlink(missing_ok=True)
 
-    def token(self) -> str:
-        """The token of this home, made at the first start and readable by its user only."""
-        try:
-            fd = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
+    def token(self, given: str | None = None) -> str:
+        """The token of this home: the one `given` from now on, else the one made at the first start.
+
+        Only its user can read the file.
+        """
+        if given is None and self.token_file.exists():
             return self.token_file.read_text(encoding="utf-8").strip()
+        token = given or secrets.token_urlsafe(32)
+        scratch = self.token_file.with_suffix(".new")
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            token = secrets.token_urlsafe(32)
             file.write(token + "\n")
+        scratch.replace(self.token_file)
         return token
 
     def _read(self) -> Endpoint | None:

@@ -40,7 +40,7 @@ class LiveScreen:
     def __init__(self, progress: Progress, console: Console | None = None) -> None:
         self._progress = progress
         self._console = console or Console(stderr=True, highlight=False)
-        self._lines: dict[tuple[str, str, str], terminal.Lines] = {}
+        self._lines: dict[tuple[str, int, str, str], terminal.Lines] = {}
         self._live = Live(
             self, console=self._console, refresh_per_second=_REFRESH_PER_S, redirect_stdout=False, redirect_stderr=False
         )
@@ -58,9 +58,8 @@ class LiveScreen:
 
     def on_chunk(self, chunk: Chunk) -> None:
         """Keep the last lines."""
-        key = (chunk.attempt, chunk.step, chunk.stream)
-        lines = self._lines.setdefault(key, terminal.Lines())
-        label = self._progress.label(chunk.attempt, chunk.task, chunk.step)
+        lines = self._lines.setdefault(chunk.origin, terminal.Lines())
+        label = self._progress.label(chunk)
         for line in lines.feed(chunk.data):
             self._progress.tail.append(f"{label} | {line}")
 

@@ -7,11 +7,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 import click
 
-from pistage.cli import groups, options, output, terminal
+from pistage.cli import groups, options, terminal
 from pistage.cli.connect import connect
 from pistage.cli.progress import Progress
 from pistage.client import Chunk, Client, Selection
@@ -99,15 +98,16 @@ async def _print_lines(
     client: Client, progress: Progress, selection: Selection, wanted: Wanted, *, is_single: bool
 ) -> None:
     printer = Printer(progress, has_times=wanted.has_times, is_single=is_single)
-    seen: dict[tuple[str, str, str], int] = {}
+    start = 0
     if wanted.tail is not None:
         last: deque[str] = deque(maxlen=wanted.tail)
-        async with aclosing(client.follow_chunks(progress.id, selection, is_followed=False, have=seen)) as chunks:
+        async with aclosing(client.follow_chunks(progress.id, selection, is_followed=False)) as chunks:
             async for chunk in chunks:
+                start = chunk.number + 1
                 last.extend(printer.lines(chunk))
         sys.stdout.writelines(last)
     if wanted.tail is None or wanted.is_followed:
-        stream = client.follow_chunks(progress.id, selection, is_followed=wanted.is_followed, have=seen)
+        stream = client.follow_chunks(progress.id, selection, start=start, is_followed=wanted.is_followed)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 sys.stdout.writelines(printer.lines(chunk))
@@ -122,13 +122,12 @@ class Printer:
         self._progress = progress
         self._has_times = has_times
         self._is_single = is_single
-        self._streams: dict[tuple[str, str, str], tuple[terminal.Lines, Chunk]] = {}
+        self._streams: dict[tuple[str, int, str, str], tuple[terminal.Lines, Chunk]] = {}
 
     def lines(self, chunk: Chunk) -> Iterator[str]:
         """The lines that `chunk` completes; each has the time of the chunk that ended it."""
-        key = (chunk.attempt, chunk.step, chunk.stream)
-        lines = self._streams[key][0] if key in self._streams else terminal.Lines()
-        self._streams[key] = (lines, chunk)
+        lines = self._streams[chunk.origin][0] if chunk.origin in self._streams else terminal.Lines()
+        self._streams[chunk.origin] = (lines, chunk)
         head = self._head(chunk)
         for line in lines.feed(chunk.data):
             yield f"{head}{line}\n"
@@ -141,7 +140,7 @@ class Printer:
 
     def _head(self, chunk: Chunk) -> str:
         time = f"{chunk.at} " if self._has_times else ""
-        origin = "" if self._is_single else f"{self._progress.label(chunk.attempt, chunk.task, chunk.step)} | "
+        origin = "" if self._is_single else f"{self._progress.label(chunk)} | "
         return time + origin
 
 
@@ -180,9 +179,8 @@ def _task_and_step(progress: Progress, rest: str) -> tuple[str, str | None]:
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> PistageError:
-    listed: list[Any] = known[:20]
     return PistageError(
         Code.NOT_FOUND,
         f"no {kind} {name!r} in this run",
-        hint=f"it has {', '.join(map(output.terminal.one_line, listed))}",
+        hint=f"it has {', '.join(map(terminal.one_line, known[:20]))}",
     )

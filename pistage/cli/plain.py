@@ -18,7 +18,7 @@ class PlainScreen:
     def __init__(self, progress: Progress, *, is_single: bool = False) -> None:
         self._progress = progress
         self._is_single = is_single
-        self._lines: dict[tuple[str, str, str], tuple[str, terminal.Lines]] = {}
+        self._lines: dict[tuple[str, int, str, str], tuple[str, terminal.Lines]] = {}
 
     def __enter__(self) -> PlainScreen:
         for note in self._progress.notes:
@@ -44,12 +44,8 @@ class PlainScreen:
 
     def on_chunk(self, chunk: Chunk) -> None:
         """Print the lines that came."""
-        key = (chunk.attempt, chunk.step, chunk.stream)
-        label, lines = self._lines.get(key) or (
-            self._progress.label(chunk.attempt, chunk.task, chunk.step),
-            terminal.Lines(),
-        )
-        self._lines[key] = (label, lines)
+        label, lines = self._lines.get(chunk.origin) or (self._progress.label(chunk), terminal.Lines())
+        self._lines[chunk.origin] = (label, lines)
         for line in lines.feed(chunk.data):
             self._print(label, line)
         sys.stdout.flush()

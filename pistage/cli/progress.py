@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pistage.cli import output, terminal
-from pistage.client import Event, Run
+from pistage.client import Chunk, Event, Run
 
 TAIL_LINES: Final = 200
 OVER: Final = frozenset({"succeeded", "failed", "cancelled", "lost", "skipped"})
@@ -49,7 +49,6 @@ class TaskProgress(Work):
     needs: Sequence[str] = ()
     rows: Sequence[Row] = ()
     steps: dict[str, Work] = field(default_factory=dict)
-    attempt: str = ""
     attempts: int = 0
 
 
@@ -63,10 +62,6 @@ class Progress:
         self.notes: list[str] = [terminal.one_line(note) for note in run.get("notes") or []]
         self.tasks = {task["name"]: _task(task) for task in plan["tasks"]}
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._names: dict[str, tuple[str, int]] = {}
-        for task in run.get("tasks") or []:
-            for attempt in task.get("attempts") or []:
-                self._names[attempt["id"]] = (task["name"], attempt["number"])
 
     @property
     def is_over(self) -> bool:
@@ -89,7 +84,7 @@ class Progress:
             case "task_queued":
                 task.state = "queued"
             case "task_assigned":
-                self._assign(task, str(fields.get("attempt", "")), at)
+                self._assign(task, at)
             case "attempt_accepted":
                 self._note(fields.get("notes") or [])
             case "step_started":
@@ -103,13 +98,12 @@ class Progress:
             case "task_finished":
                 self._end(task, fields, at)
 
-    def label(self, attempt: str, task: str, step: str) -> str:
+    def label(self, chunk: Chunk) -> str:
         """`task/step` for the output of a step; the number of the attempt too from the second one on."""
-        known = self.tasks.get(task)
-        work = known.steps.get(step) if known else None
-        number = self._names.get(attempt, (task, 1))[1]
-        again = f" (attempt {number})" if number > 1 else ""
-        return terminal.one_line(f"{task}/{work.name if work else step}") + again
+        task = self.tasks.get(chunk.task)
+        step = task.steps.get(chunk.step) if task else None
+        again = f" (attempt {chunk.attempt})" if chunk.attempt > 1 else ""
+        return terminal.one_line(f"{chunk.task}/{step.name if step else chunk.step}") + again
 
     def step_count(self) -> int:
         """How many steps the plan has."""
@@ -129,11 +123,9 @@ class Progress:
             rows.setdefault(depth[name], []).append(task)
         return [rows[level] for level in sorted(rows)]
 
-    def _assign(self, task: TaskProgress, attempt: str, at: datetime) -> None:
+    def _assign(self, task: TaskProgress, at: datetime) -> None:
         task.attempts += 1
-        task.attempt = attempt
         task.state, task.started_at, task.finished_at = "running", at, None
-        self._names[attempt] = (task.name, task.attempts)
         for step in task.steps.values():
             step.state, step.started_at, step.finished_at, step.exit_code, step.reason = "pending", None, None, None, ""
 

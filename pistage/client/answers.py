@@ -108,15 +108,20 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Bytes of one stream ("stdout", "stderr") of one step of one attempt, beginning at byte `offset` of it."""
+    """Bytes of one stream ("stdout", "stderr") of one step; `number` orders the chunks of a run."""
 
+    number: int
     task: str
-    attempt: str
+    attempt: int
     step: str
     stream: str
-    offset: int
     at: str
     data: bytes
+
+    @property
+    def origin(self) -> tuple[str, int, str, str]:
+        """What tells its stream from the others of the run."""
+        return self.task, self.attempt, self.step, self.stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from pistage import wire
 from pistage.client import transport
 from pistage.client.answers import Agent, Chunk, Event, Page, Run, Selection
-from pistage.client.streams import Lengths, Streams
+from pistage.client.streams import Streams
 from pistage.client.transport import Request, Transport
 
 _API = "/api/v1"
@@ -63,7 +63,7 @@ class Client:
 
     async def fetch_plan(self, run: str) -> dict[str, Any]:
         """What the run executes, without credentials."""
-        return cast(dict[str, Any], await self._get(f"{_run_path(run)}/plan"))
+        return cast(dict[str, Any], (await self._get(f"{_run_path(run)}/plan"))["plan"])
 
     async def fetch_runs(
         self, *, state: str | None = None, name: str | None = None, limit: int | None = None, cursor: str | None = None
@@ -81,15 +81,10 @@ class Client:
         return self._streams(run).follow_events(after)
 
     def follow_chunks(
-        self,
-        run: str,
-        selection: Selection | None = None,
-        *,
-        is_followed: bool = True,
-        have: Lengths | None = None,
+        self, run: str, selection: Selection | None = None, *, start: int = 0, is_followed: bool = True
     ) -> AsyncGenerator[Chunk, None]:
-        """Output in chunks that name their step and stream; of what the caller says to `have`, only what is new."""
-        return self._streams(run).follow_chunks(selection or Selection(), is_followed=is_followed, have=have)
+        """Output in chunks that name their step and stream, from chunk number `start` on."""
+        return self._streams(run).follow_chunks(selection or Selection(), start=start, is_followed=is_followed)
 
     def follow_bytes(
         self, run: str, selection: Selection | None = None, *, offset: int = 0, is_followed: bool = True

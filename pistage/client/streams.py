@@ -15,8 +15,6 @@ from pistage.errors import Code, PistageError
 
 #: How long a stream waits for a master to come back before it gives up.
 RESUME_S: Final = 300.0
-#: How many bytes are known of each stream: (attempt, step, stream) -> length.
-Lengths = dict[tuple[str, str, str], int]
 _OF_USE_S: Final = 5.0
 _LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 
@@ -48,21 +46,17 @@ class Streams:
                 await resumption.pause(error)
 
     async def follow_chunks(
-        self, selection: Selection, *, is_followed: bool = True, have: Lengths | None = None
+        self, selection: Selection, *, start: int = 0, is_followed: bool = True
     ) -> AsyncGenerator[Chunk, None]:
-        """Output as chunks that name their stream. After a break it is asked for anew and what is known is dropped.
-
-        `have` says what the caller knows already, and is kept up to date.
-        """
-        have = {} if have is None else have
+        """Output as chunks that name their stream, from chunk number `start` on."""
         resumption = _Resumption(self._transport)
-        request = self._logs(selection, "application/x-ndjson", {"follow": "1"} if is_followed else {})
         while True:
+            parameters = {"offset": str(start)} | ({"follow": "1"} if is_followed else {})
             try:
-                async with resumption.open(request) as pieces:
+                async with resumption.open(self._logs(selection, "application/x-ndjson", parameters)) as pieces:
                     async for line in _lines(pieces):
-                        chunk = _fresh(_chunk(line), have) if line.strip() else None
-                        if chunk is not None:
+                        if line.strip() and (chunk := _chunk(line)).number >= start:
+                            start = chunk.number + 1
                             yield chunk
                 if not is_followed or await self._is_over():
                     return
@@ -174,32 +168,11 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
 def _chunk(line: bytes) -> Chunk:
     value: dict[str, Any] = json.loads(line)
     return Chunk(
+        number=int(value["number"]),
         task=str(value["task"]),
-        attempt=str(value["attempt"]),
+        attempt=int(value["attempt"]),
         step=str(value["step"]),
         stream=str(value["stream"]),
-        offset=int(value["offset"]),
-        at=str(value.get("at", "")),
+        at=str(value.get("at") or ""),
         data=base64.b64decode(value["data"]),
-    )
-
-
-def _fresh(chunk: Chunk, have: Lengths) -> Chunk | None:
-    """What of `chunk` has not been seen, by what `have` says of its stream; None if nothing."""
-    key = (chunk.attempt, chunk.step, chunk.stream)
-    known = have.get(key, 0)
-    end = chunk.offset + len(chunk.data)
-    if end <= known:
-        return None
-    have[key] = end
-    if chunk.offset >= known:
-        return chunk
-    return Chunk(
-        task=chunk.task,
-        attempt=chunk.attempt,
-        step=chunk.step,
-        stream=chunk.stream,
-        offset=known,
-        at=chunk.at,
-        data=chunk.data[known - chunk.offset :],
     )

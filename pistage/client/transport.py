@@ -149,10 +149,10 @@ class Transport:
                 failure, asked_s = await _refusal(response), _retry_after_s(response)
                 if response.status not in _RETRIED:
                     raise failure
-                self._prefer(failure.details.get("leader"))
             if patience.is_over():
                 raise failure
-            self._rotate()
+            if not self._prefer(failure.details.get("leader")):
+                self._rotate()
             await patience.pause(asked_s)
 
     async def _send(self, request: Request, silence_s: float) -> aiohttp.ClientResponse:
@@ -181,10 +181,14 @@ class Transport:
     def _rotate(self) -> None:
         self._servers.append(self._servers.pop(0))
 
-    def _prefer(self, server: object) -> None:
-        """Ask `server` first from now on; a hint that is no URL is ignored."""
-        if isinstance(server, str) and urlsplit(server).scheme in {"http", "https"} and urlsplit(server).netloc:
-            self._servers = [server.rstrip("/"), *(known for known in self._servers if known != server.rstrip("/"))]
+    def _prefer(self, server: object) -> bool:
+        """Ask `server` first from now on; a hint that is no URL, or nothing new, is no help."""
+        if not isinstance(server, str) or urlsplit(server).scheme not in {"http", "https"}:
+            return False
+        hinted = server.rstrip("/")
+        is_news = self._servers[0] != hinted
+        self._servers = [hinted, *(known for known in self._servers if known != hinted)]
+        return is_news
 
     def _unreachable(self, error: BaseException) -> PistageError:
         reason = str(error) or type(error).__name__

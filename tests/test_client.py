@@ -1,0 +1,268 @@
+"""The client against a master that misbehaves on purpose: away, elsewhere, cut off in the middle."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+
+from pistage.client import Client, Selection
+from pistage.errors import Code, PistageError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Serve = Callable[[dict[str, Handler]], Awaitable[str]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Start a master whose routes ("GET /path") are the test's."""
+    async with AsyncExitStack() as stack:
+
+        async def start(routes: dict[str, Handler]) -> str:
+            app = web.Application()
+            for route, handler in routes.items():
+                method, path = route.split()
+                app.router.add_route(method, f"/api/v1{path}", handler)
+            server = await stack.enter_async_context(TestServer(app))
+            return str(server.make_url("")).rstrip("/")
+
+        yield start
+
+
+def problem(error: PistageError) -> web.Response:
+    return web.json_response(error.to_problem(), status=error.http_status, content_type="application/problem+json")
+
+
+def cut(request: web.Request) -> None:
+    """Drop the connection as a kill -9 does."""
+    assert request.transport is not None
+    request.transport.abort()
+
+
+async def collect(stream: AsyncIterator[bytes]) -> bytes:
+    return b"".join([data async for data in stream])
+
+
+def over(is_over: bool = True) -> Handler:
+    async def run(request: web.Request) -> web.Response:
+        return web.json_response({"id": "r", "finished_at": "2024-01-01T00:00:00Z" if is_over else None})
+
+    return run
+
+
+async def test_the_token_travels_in_a_header_and_never_in_the_url(serve: Serve) -> None:
+    seen: list[web.Request] = []
+
+    async def cluster(request: web.Request) -> web.Response:
+        seen.append(request)
+        return web.json_response({})
+
+    async with Client([await serve({"GET /cluster": cluster})], "secret") as client:
+        await client.fetch_cluster()
+    assert seen[0].headers["Authorization"] == "Bearer secret"
+    assert "secret" not in str(seen[0].url)
+
+
+async def test_a_submission_that_is_retried_keeps_its_key(serve: Serve) -> None:
+    keys: list[str] = []
+
+    async def submit(request: web.Request) -> web.StreamResponse:
+        keys.append(request.headers["Idempotency-Key"])
+        if len(keys) == 1:
+            return problem(PistageError(Code.UNAVAILABLE, "no leader"))
+        if len(keys) == 2:
+            await request.read()
+            cut(request)
+        return web.json_response({"id": "r", "name": "n", "number": 1, "state": "queued"}, status=201)
+
+    async with Client([await serve({"POST /runs": submit})]) as client:
+        assert (await client.submit_run({"definition": "name: n"}))["id"] == "r"
+        await client.submit_run({"definition": "name: n"})
+    assert len(set(keys[:3])) == 1
+    assert keys[3] != keys[0]
+
+
+async def test_a_dead_master_is_passed_over(serve: Serve) -> None:
+    async def cluster(request: web.Request) -> web.Response:
+        return web.json_response({"node": "b"})
+
+    dead = f"http://127.0.0.1:{unused_port()}"
+    async with Client([dead, await serve({"GET /cluster": cluster})]) as client:
+        assert (await client.fetch_cluster())["node"] == "b"
+        assert client.server != dead
+
+
+async def test_a_redirect_and_a_hint_lead_to_the_leader_with_the_token(serve: Serve) -> None:
+    asked: list[str | None] = []
+
+    async def leader(request: web.Request) -> web.Response:
+        asked.append(request.headers.get("Authorization"))
+        return web.json_response({"node": "leader"})
+
+    leader_url = await serve({"GET /cluster": leader})
+
+    async def redirects(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": f"{leader_url}/api/v1/cluster"})
+
+    async def hints(request: web.Request) -> web.Response:
+        return problem(PistageError(Code.UNAVAILABLE, "not the leader", details={"leader": leader_url}))
+
+    for follower in (redirects, hints):
+        async with Client([await serve({"GET /cluster": follower})], "t") as client:
+            assert (await client.fetch_cluster())["node"] == "leader"
+    assert asked == ["Bearer t", "Bearer t"]
+
+
+async def test_what_the_master_refuses_arrives_as_the_same_error(serve: Serve) -> None:
+    findings = [{"severity": "error", "message": "no name", "line": 1}]
+
+    async def submit(request: web.Request) -> web.Response:
+        return problem(PistageError(Code.INVALID, "1 error", hint="mend it", details={"findings": findings}))
+
+    async with Client([await serve({"POST /runs": submit})]) as client:
+        with pytest.raises(PistageError, match="1 error") as caught:
+            await client.submit_run({"definition": ""})
+    assert caught.value.code == Code.INVALID
+    assert caught.value.hint == "mend it"
+    assert caught.value.details["findings"] == findings
+
+
+async def test_an_answer_that_is_not_ours_is_named_by_its_status(serve: Serve) -> None:
+    async def teapot(request: web.Request) -> web.Response:
+        return web.Response(status=403, text="<html>")
+
+    async with Client([await serve({"GET /cluster": teapot})]) as client:
+        with pytest.raises(PistageError, match="answered 403") as caught:
+            await client.fetch_cluster()
+        assert caught.value.exit_code == 4
+
+
+async def test_no_master_is_known_soon_and_says_what_to_do() -> None:
+    async with Client([f"http://127.0.0.1:{unused_port()}"], first_patience_s=0.2) as client:
+        with pytest.raises(PistageError, match="no master answers") as caught:
+            await client.fetch_cluster()
+    assert caught.value.exit_code == 7
+    assert caught.value.hint
+
+
+def test_a_server_that_is_no_url_is_refused() -> None:
+    with pytest.raises(PistageError, match="expected a URL") as caught:
+        Client(["localhost:8470"])
+    assert caught.value.exit_code == 2
+
+
+async def test_names_of_runs_and_actions_are_one_segment_of_the_path(serve: Serve) -> None:
+    names: list[str] = []
+
+    async def show(request: web.Request) -> web.Response:
+        names.append(request.match_info["id"])
+        return web.json_response({"id": "r"})
+
+    async with Client([await serve({"GET /runs/{id}": show})]) as client:
+        for name in ("Clone Repo, Pistages if omitted#42", "a/b#1", "../../x", "ü%2F?#3"):
+            await client.fetch_run(name)
+            assert names[-1] == name
+
+
+async def test_events_go_on_where_a_broken_stream_ended(serve: Serve) -> None:
+    resumed_after: list[str | None] = []
+
+    async def events(request: web.Request) -> web.StreamResponse:
+        resumed_after.append(request.headers.get("Last-Event-ID"))
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        if len(resumed_after) == 1:
+            await response.write(b": hello\n\nid: 1\nevent: run_started\ndata: {}\n\nid: 2\nevent: task_q")
+            cut(request)
+        elif len(resumed_after) == 2:  # a master that stops politely, in the middle
+            await response.write(b'id: 2\nevent: task_queued\ndata: {"task":\ndata: "a"}\n\n')
+        else:
+            await response.write(b"id: 3\nevent: run_finished\ndata: {}\n\n")
+        return response
+
+    async with Client([await serve({"GET /runs/r/events": events, "GET /runs/r": over(False)})]) as client:
+        got = [(event.id, event.kind, event.fields) async for event in client.follow_events("r")]
+    assert got == [("1", "run_started", {}), ("2", "task_queued", {"task": "a"}), ("3", "run_finished", {})]
+    assert resumed_after == [None, "1", "2"]
+
+
+async def test_bytes_arrive_once_however_often_the_stream_breaks(serve: Serve) -> None:
+    payload = bytes(range(256)) * 64
+    offsets: list[int] = []
+
+    async def logs(request: web.Request) -> web.StreamResponse:
+        offset = int(request.query["offset"])
+        offsets.append(offset)
+        assert request.headers["Accept"] == "text/plain"
+        assert request.query["stream"] == "stdout"
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(payload[offset : offset + 5000])
+        if len(offsets) % 2:
+            cut(request)
+        return response
+
+    async with Client([await serve({"GET /runs/r/logs": logs, "GET /runs/r": over()})]) as client:
+        got = await collect(client.follow_bytes("r", Selection(stream="stdout")))
+    assert got == payload
+    assert offsets[0] == 0
+
+
+async def test_chunks_go_on_behind_the_last_one_that_was_whole(serve: Serve) -> None:
+    starts: list[int] = []
+
+    def piece(number: int) -> bytes:
+        data = base64.b64encode(b"%d\xff" % number).decode()
+        fields = {"number": number, "task": "t", "attempt": 1, "step": "1", "stream": "stdout", "data": data}
+        return json.dumps(fields).encode() + b"\n"
+
+    async def logs(request: web.Request) -> web.StreamResponse:
+        start = int(request.query["offset"])
+        starts.append(start)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        if len(starts) == 1:
+            await response.write(piece(0) + piece(3) + piece(4)[:20])
+            cut(request)
+        elif start < 5:
+            await response.write(piece(4))
+        return response
+
+    async with Client([await serve({"GET /runs/r/logs": logs, "GET /runs/r": over()})]) as client:
+        got = [(chunk.number, chunk.data) async for chunk in client.follow_chunks("r")]
+    assert got == [(0, b"0\xff"), (3, b"3\xff"), (4, b"4\xff")]
+    assert starts == [0, 4]
+
+
+async def test_a_follower_outlives_the_master_it_follows() -> None:
+    """The master goes away whole and another process takes its port."""
+    port = unused_port()
+    is_back = asyncio.Event()
+
+    async def logs(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"abcdef"[int(request.query["offset"]) : 6 if is_back.is_set() else 3])
+        if not is_back.is_set():
+            cut(request)
+        return response
+
+    def app() -> web.Application:
+        made = web.Application()
+        made.router.add_get("/api/v1/runs/r/logs", logs)
+        made.router.add_get("/api/v1/runs/r", over())
+        return made
+
+    async with Client([f"http://127.0.0.1:{port}"]) as client:
+        stream = client.follow_bytes("r")
+        async with TestServer(app(), port=port):
+            assert await anext(stream) == b"abc"
+        async with asyncio.TaskGroup() as group:
+            rest = group.create_task(collect(stream))
+            is_back.set()
+            async with TestServer(app(), port=port):
+                assert await rest == b"def"

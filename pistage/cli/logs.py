@@ -82,8 +82,9 @@ async def _print_bytes(client: Client, run_id: str, selection: Selection, wanted
                 first, *more = data.split(b"\n")
                 lines[-1] += first
                 lines.extend(more)
-        kept = list(lines)
-        out.write(b"\n".join(kept[-wanted.tail :] if kept[-1] and wanted.tail else kept[-wanted.tail - 1 :]))
+        if lines[-1] and len(lines) > wanted.tail:
+            lines.popleft()
+        out.write(b"\n".join(lines))
         out.flush()
         if not wanted.is_followed:
             return

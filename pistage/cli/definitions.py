@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pistage.cli import documents, findings, groups, options, output, terminal
 from pistage.config import ClientConfig, Config
 from pistage.errors import PistageError
+
+if TYPE_CHECKING:
+    from pistage.core.definition import Lint
 
 _REFUSED = 2
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, exists=True)
@@ -19,29 +22,20 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, exists=True)
 @click.command("lint", short_help="Check definitions; needs no server.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--actions", type=_DIRECTORY, metavar="DIR", help="Actions that the definitions may name.")
-@click.option("--show", is_flag=True, help="Print the text as it was understood, where it had to be repaired.")
 @output.format_option("table", "json", "yaml", "name")
-def lint_verb(*, files: tuple[str, ...], actions: Path | None, show: bool, fmt: str) -> int:
+def lint_verb(*, files: tuple[str, ...], actions: Path | None, fmt: str) -> int:
     """Check definitions; needs no server. `-` reads stdin.
 
-    Exits 0 with warnings, 2 with errors. A `dep` that cannot be looked up is a warning: say where with --actions.
+    Exits 0 with warnings, 2 with errors; a text that had to be repaired is printed as it was understood. A `dep` that
+    cannot be looked up is a warning: say where with --actions.
     """
     from pistage.core.definition import lint
 
     look_up = documents.local_actions(actions)
-    reports = []
-    for file in files:
-        text = documents.read_text(file)
-        checked = lint(text, actions=look_up)
-        found = findings.plain(checked.findings)
-        reports.append({"file": file, "name": checked.name, "dialect": checked.dialect, "findings": found})
-        reports[-1] |= {
-            "parameters_needed": checked.parameters_needed,
-            "images_missing": checked.images_missing,
-            "normalised": checked.normalised,
-        }
-        if fmt == "table":
-            _print_lint(reports[-1], is_shown=show and checked.normalised != text)
+    reports = [_report(file, lint(documents.read_text(file), actions=look_up)) for file in files]
+    if fmt == "table":
+        for report in reports:
+            _print_lint(report)
     if fmt == "name":
         for report in reports:
             click.echo(terminal.one_line(str(report["name"] or "")))
@@ -50,11 +44,24 @@ def lint_verb(*, files: tuple[str, ...], actions: Path | None, show: bool, fmt: 
     return _REFUSED if any(findings.has_error(report["findings"]) for report in reports) else 0
 
 
-def _print_lint(report: Mapping[str, Any], *, is_shown: bool) -> None:
+def _report(file: str, checked: Lint) -> dict[str, Any]:
+    return {
+        "file": file,
+        "name": checked.name,
+        "dialect": checked.dialect,
+        "findings": findings.plain(checked.findings),
+        "parameters_needed": list(checked.parameters_needed),
+        "images_missing": list(checked.images_missing),
+        "normalised": checked.normalised,
+    }
+
+
+def _print_lint(report: Mapping[str, Any]) -> None:
     for finding in report["findings"]:
         click.echo(findings.line(finding, report["file"]))
-    if is_shown:
-        click.echo(terminal.clean(report["normalised"] or ""), nl=False)
+    if report["normalised"] is not None:
+        output.say(f"{report['file']}: understood as:")
+        click.echo(terminal.clean(report["normalised"]), nl=not report["normalised"].endswith("\n"))
     if findings.has_error(report["findings"]):
         return
     parameters, images = report["parameters_needed"], report["images_missing"]

@@ -12,7 +12,7 @@ from typing import Literal
 
 import click
 
-from pistage.cli import groups, options, output, terminal
+from pistage.cli import groups, options, output, probes, terminal
 from pistage.cli.home import Home
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
@@ -78,9 +78,7 @@ def _disk(directory: Path) -> list[Check]:
 
 
 async def _runtimes() -> AsyncIterator[Check]:
-    from pistage.agent import runtimes
-
-    engine, sandbox = await runtimes.probe_engine(), await runtimes.probe_sandbox()
+    engine, sandbox = await probes.probe_engine(), await probes.probe_sandbox()
     if engine.is_usable:
         yield Check(name="engine", verdict="fine", text=engine.reason)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -57,14 +58,14 @@ def parameters(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
 
 def local_actions(directory: Path | None) -> Callable[[str], ActionText | None]:
     """A look-up by name among the documents below `directory`, then among the predefined actions."""
-    from pistage.core.definition import ActionText
+    from pistage.core.definition import ActionText, document_name
     from pistage.predefined import predefined_actions
 
     texts = {name: (text, True) for name, text in predefined_actions().items()}
     for file in sorted(directory.rglob("*")) if directory else []:
         if file.suffix in _SUFFIXES and file.is_file():
             text = read_text(str(file))
-            if (name := _name_in(text)) is not None:
+            if (name := document_name(text)) is not None:
                 texts[name] = (text, False)
 
     def look_up(name: str) -> ActionText | None:
@@ -72,15 +73,10 @@ def local_actions(directory: Path | None) -> Callable[[str], ActionText | None]:
         if found is None:
             return None
         text, is_predefined = found
-        return ActionText(name=name, text=text, version=0, is_predefined=is_predefined)
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        return ActionText(name=name, text=text, version=0, sha256=sha256, is_predefined=is_predefined)
 
     return look_up
-
-
-def _name_in(text: str) -> str | None:
-    from pistage.core.definition import lint
-
-    return lint(text, actions=None).name
 
 
 def _mapping(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from pistage.cli import groups
+from pistage.cli import groups, probes
 from pistage.cli.home import Endpoint, Home
 from pistage.config import AgentConfig, MasterConfig
 from pistage.errors import Code, PistageError
@@ -90,15 +90,13 @@ async def choose_runtime(asked: str | None) -> Choice:
 
     PistageError `unavailable` says what to do where neither works.
     """
-    from pistage.agent import runtimes
-
     if asked is not None:
         assert asked in {"docker", "sandbox", "host"}
         return Choice(runtime=asked, ignores_images=asked != "docker", note=_note(asked, ""))  # type: ignore[arg-type]
-    engine = await runtimes.probe_engine()
+    engine = await probes.probe_engine()
     if engine.is_usable:
         return Choice(runtime="docker", ignores_images=False)
-    sandbox = await runtimes.probe_sandbox()
+    sandbox = await probes.probe_sandbox()
     if sandbox.is_usable:
         return Choice(runtime="sandbox", ignores_images=True, note=_note("sandbox", engine.reason))
     raise PistageError(

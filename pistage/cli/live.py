@@ -70,11 +70,11 @@ class LiveScreen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         now = datetime.now(UTC)
         height = (options.height or console.size.height) - 2
-        graph = self._graph(options.max_width, now, height - _TAIL_SHOWN - 4)
+        tail = list(self._progress.tail)[-min(_TAIL_SHOWN, max(2, height // 4)) :]
         yield from self._notes()
-        yield graph
+        yield self._graph(options.max_width, now, height - len(tail) - len(self._progress.notes) - 2)
         yield self._summary(now)
-        yield from self._tail(options.max_width)
+        yield from (Text(line, style="bright_black", no_wrap=True, overflow="ellipsis") for line in tail)
 
     def _notes(self) -> list[Text]:
         return [Text(f"note: {note}", style="bold yellow") for note in self._progress.notes]
@@ -87,10 +87,6 @@ class LiveScreen:
         text.append(ended(run.state, run.elapsed(now), run.reason), style=_style(run.state))
         text.append(f"   {over}/{len(self._progress.tasks)} tasks", style="bright_black")
         return text
-
-    def _tail(self, width: int) -> list[Text]:
-        lines = list(self._progress.tail)[-_TAIL_SHOWN:]
-        return [Text(line, style="bright_black", no_wrap=True, overflow="ellipsis") for line in lines]
 
     def _graph(self, width: int, now: datetime, height: int) -> RenderableType:
         levels = self._progress.levels()

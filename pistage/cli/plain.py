@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 
 from pistage.cli import output, terminal
-from pistage.cli.progress import Progress
+from pistage.cli.progress import Progress, shortened
 from pistage.client import Chunk, Event, Run
 
 _COLOUR = output.STATE_COLOURS
@@ -70,9 +70,9 @@ class PlainScreen:
                 again = f", attempt {task.attempts}" if task.attempts > 1 else ""
                 line = f"task {task.name}: started{again}"
             case "step_started" if task and step:
-                line = f"step {task.name}/{step.name}: started"
+                line = f"step {shortened(task.name)}/{shortened(step.name)}: started"
             case "step_finished" if task and step:
-                line = f"step {task.name}/{step.name}: {ended(step.state, step.elapsed(now), step.reason)}"
+                line = f"step {shortened(task.name)}/{shortened(step.name)}: {ended(step.state, step.elapsed(now), step.reason)}"
             case "task_retried" if task:
                 line = f"task {task.name}: tried again{': ' + task.reason if task.reason else ''}"
             case "task_finished" if task:
@@ -88,5 +88,6 @@ class PlainScreen:
 
 def ended(state: str, elapsed: str, reason: str) -> str:
     """ "failed after 1.2s: exit code 3" """
-    after = f" after {elapsed}" if elapsed else ""
+    word = "for" if state == "running" else "after"
+    after = f" {word} {elapsed}" if elapsed else ""
     return f"{state}{after}{': ' + reason if reason else ''}"

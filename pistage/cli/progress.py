@@ -12,6 +12,7 @@ from pistage.cli import output, terminal
 from pistage.client import Chunk, Event, Run
 
 TAIL_LINES: Final = 200
+LABEL_CHARS_MAX: Final = 32
 OVER: Final = frozenset({"succeeded", "failed", "cancelled", "lost", "skipped"})
 
 
@@ -103,7 +104,7 @@ class Progress:
         task = self.tasks.get(chunk.task)
         step = task.steps.get(chunk.step) if task else None
         again = f" (attempt {chunk.attempt})" if chunk.attempt > 1 else ""
-        return terminal.one_line(f"{chunk.task}/{step.name if step else chunk.step}") + again
+        return f"{shortened(chunk.task)}/{shortened(step.name if step else chunk.step)}{again}"
 
     def step_count(self) -> int:
         """How many steps the plan has."""
@@ -125,7 +126,7 @@ class Progress:
 
     def _assign(self, task: TaskProgress, at: datetime) -> None:
         task.attempts += 1
-        task.state, task.started_at, task.finished_at = "running", at, None
+        task.state, task.reason, task.started_at, task.finished_at = "running", "", at, None
         for step in task.steps.values():
             step.state, step.started_at, step.finished_at, step.exit_code, step.reason = "pending", None, None, None, ""
 
@@ -136,6 +137,12 @@ class Progress:
         work.state, work.finished_at = str(fields.get("state", "")), at
         work.reason = terminal.one_line(str(fields.get("reason") or ""))
         work.exit_code = fields.get("exit_code")
+
+
+def shortened(name: str) -> str:
+    """A name fit to stand before every line: a step without one is called by its whole script."""
+    clean = terminal.one_line(name)
+    return clean if len(clean) <= LABEL_CHARS_MAX else f"{clean[: LABEL_CHARS_MAX - 1]}…"
 
 
 def _task(plan: Mapping[str, Any]) -> TaskProgress:

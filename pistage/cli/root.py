@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -124,6 +125,10 @@ def execute(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `pistage logs … | head` has all that it wants
         _leave_pipe()
         return 0
+    except Exception as error:  # noqa: BLE001 - the last door: a bug of ours must not look like a run that failed
+        traceback.print_exc()
+        _show(PistageError(Code.INTERNAL, f"a bug of Pistage: {error!r}", hint="please report it with the lines above"))
+        return PistageError(Code.INTERNAL, "").exit_code
     return result if isinstance(result, int) else 0
 
 

@@ -64,15 +64,16 @@ class PlainScreen:
         task = progress.tasks.get(str(fields.get("task", "")))
         step = task.steps.get(str(fields.get("step", ""))) if task else None
         now = datetime.now(UTC)
+        name = f"{shortened(task.name)}/{shortened(step.name)}" if task and step else ""
         line = ""
         match event.kind:
             case "task_assigned" if task:
                 again = f", attempt {task.attempts}" if task.attempts > 1 else ""
                 line = f"task {task.name}: started{again}"
             case "step_started" if task and step:
-                line = f"step {shortened(task.name)}/{shortened(step.name)}: started"
+                line = f"step {name}: started"
             case "step_finished" if task and step:
-                line = f"step {shortened(task.name)}/{shortened(step.name)}: {ended(step.state, step.elapsed(now), step.reason)}"
+                line = f"step {name}: {ended(step.state, step.elapsed(now), step.reason)}"
             case "task_retried" if task:
                 line = f"task {task.name}: tried again{': ' + task.reason if task.reason else ''}"
             case "task_finished" if task:

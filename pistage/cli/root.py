@@ -108,28 +108,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def execute(argv: Sequence[str] | None = None) -> int:
     """Run one command line and give its exit code; every error ends here as a message and a hint on stderr."""
+    args = list(sys.argv[1:] if argv is None else argv)
     try:
-        result = cli.main(args=list(sys.argv[1:] if argv is None else argv), prog_name="pistage", standalone_mode=False)
-    except click.UsageError as error:
-        error.show()
-        return PistageError(Code.USAGE, "").exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except PistageError as error:
-        _show(error)
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
-    except BrokenPipeError:  # `pistage logs … | head` has all that it wants
-        _leave_pipe()
-        return 0
-    except Exception as error:  # noqa: BLE001 - the last door: a bug of ours must not look like a run that failed
-        traceback.print_exc()
-        _show(PistageError(Code.INTERNAL, f"a bug of Pistage: {error!r}", hint="please report it with the lines above"))
-        return PistageError(Code.INTERNAL, "").exit_code
+        result = cli.main(args=args, prog_name="pistage", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        return _explained(error)
     return result if isinstance(result, int) else 0
+
+
+def _explained(error: BaseException) -> int:
+    """Say what happened; the exit code for it."""
+    code = 0
+    match error:
+        case click.ClickException():
+            error.show()
+            code = error.exit_code
+        case PistageError():
+            _show(error)
+            code = error.exit_code
+        case KeyboardInterrupt() | click.Abort():
+            click.echo("interrupted", err=True)
+            code = INTERRUPTED
+        case BrokenPipeError():  # `pistage logs … | head` has all that it wants
+            _leave_pipe()
+        case _:  # a bug of ours must not look like a run that failed
+            traceback.print_exception(error)
+            bug = PistageError(Code.INTERNAL, f"a bug of Pistage: {error!r}", hint="please report the lines above")
+            _show(bug)
+            code = bug.exit_code
+    return code
 
 
 def _show(error: PistageError) -> None:

@@ -19,6 +19,7 @@ from pistage.core import limits
 from pistage.core.commands import Command
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
+from pistage.master.owning import running
 from pistage.master.state import Reader, State
 from pistage.master.store import Entry, LogStore
 
@@ -100,12 +101,8 @@ class Replica:
             self.reader = Reader(self._state.path)
             await self.reader.open()
             try:
-                async with asyncio.TaskGroup() as group:
-                    serving = group.create_task(self._serve())
-                    try:
-                        yield self
-                    finally:
-                        serving.cancel()
+                async with running(self._serve()):
+                    yield self
             finally:
                 self._refuse_rest()
                 await self.reader.close()

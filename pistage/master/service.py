@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import logging
 import os
@@ -26,6 +25,7 @@ from pistage.master.api.routes import Route, routes_of
 from pistage.master.api.submissions import Planner
 from pistage.master.dispatch import Dispatch
 from pistage.master.logs import LogStore
+from pistage.master.owning import running
 from pistage.master.replica import Replica
 from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
@@ -92,7 +92,7 @@ class Master:
             planner=Planner(replica.state_path),
             run_signals=run_signals,
         )
-        await stack.enter_async_context(_served(logs, dispatch))
+        await stack.enter_async_context(running(logs.serve(), dispatch.serve()))
         self.routes = routes_of(context)
         bound_port = await stack.enter_async_context(_listening(self.routes, self._token, host, port))
         stack.push_async_callback(sessions.close)
@@ -142,17 +142,6 @@ async def _found(replica: Replica) -> None:
 def _wake_runs(signals: Signals, outcome: Outcome) -> None:
     for run_id in outcome.runs:
         signals.wake(run_id)
-
-
-@asynccontextmanager
-async def _served(logs: LogStore, dispatch: Dispatch) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(logs.serve(), name="logs"), group.create_task(dispatch.serve(), name="dispatch")]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
 
 
 @asynccontextmanager

@@ -71,17 +71,27 @@ class FakeAgent:
         self.socket = socket
         self.id = agent_id
         self._number = 0
+        self._kept: list[Any] = []
 
     async def send(self, message: wire.ToMaster) -> None:
         await self.socket.send_bytes(wire.pack_message(message))
 
     async def receive(self, kind: type[Any]) -> Any:
-        """The next message of this kind; others before it are passed over."""
+        """The next message of this kind; others before it are kept for later."""
+        for kept in self._kept:
+            if isinstance(kept, kind):
+                self._kept.remove(kept)
+                return kept
         async with asyncio.timeout(10):
-            while True:
-                message = wire.unpack_message(await self.socket.receive_bytes())
-                if isinstance(message, kind):
-                    return message
+            while not isinstance(message := wire.unpack_message(await self.socket.receive_bytes()), kind):
+                self._kept.append(message)
+        return message
+
+    async def beat(self, every_s: float) -> None:
+        """Send heartbeats until cancelled."""
+        while True:
+            await self.send(wire.Heartbeat(number=0))
+            await asyncio.sleep(every_s)
 
     async def report(self, *events: c.AttemptEvent) -> wire.Reported:
         self._number += 1

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -258,7 +259,7 @@ async def test_unknown_routes_and_methods_are_problems_too(tmp_path: Path) -> No
 
 async def test_a_body_over_the_limit_is_refused(tmp_path: Path) -> None:
     async with a_master(tmp_path) as api:
-        status, refused = await api.call("POST", "/api/v1/runs", data=b"x" * (9 << 20))
+        status, refused = await api.call("POST", "/api/v1/runs", data=io.BytesIO(b"x" * (9 << 20)))
         assert (status, refused["code"]) == (413, "too_large")
 
 

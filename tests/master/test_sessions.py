@@ -7,6 +7,7 @@ import pytest
 from pistage import wire
 from pistage.core import commands as c
 from pistage.core.model import Result, State
+from pistage.master.owning import running
 from tests.master.fakes import HELLO_YAML, a_master, an_agent
 
 
@@ -86,7 +87,7 @@ async def test_a_silent_agent_is_lost_after_its_lease(tmp_path: Path) -> None:
         async with an_agent(api) as (agent, _):
             await api.submit()
             await agent.receive(wire.Assign)
-        async with an_agent(api) as (other, _):
+        async with an_agent(api) as (other, _), running(other.beat(0.1)):
             assign = await other.receive(wire.Assign)
             assert assign.number == 2
         _, agents = await api.call("GET", "/api/v1/agents")

@@ -1,0 +1,209 @@
+"""Fields: one value of a document, checked to be of the kind its key wants; what is wrong goes to the page.
+
+Each function gives None after an error, and silently for a value that is not known yet: its template lacks a
+parameter.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+from pistage.core import limits
+from pistage.core.definition.findings import Page
+from pistage.core.definition.nodes import Kind, ListNode, MapNode, Node, Place, ScalarNode, is_true, shortened
+from pistage.core.definition.units import seconds_of, words_of
+
+T = TypeVar("T")
+
+#: Keys of features that come later, refused rather than ignored: a run that silently lacks them would be wrong.
+LATER = frozenset(
+    {"after", "artifacts", "cache", "concurrency", "inputs", "matrix", "notify", "on_partition", "outputs"}
+    | {"requirements", "schedule", "script", "secrets", "strategy", "triggers"}
+)
+
+
+def came(node: Node) -> str:
+    """What a node is, for a message."""
+    match node:
+        case MapNode():
+            return "a mapping"
+        case ListNode():
+            return "a list"
+        case ScalarNode(kind=Kind.NULL):
+            return "nothing"
+        case ScalarNode(kind=Kind.TEXT):
+            return f"the text '{shortened(node.text, 40)}'" if node.text else "an empty text"
+        case ScalarNode(kind=Kind.BOOLEAN):
+            return f"the boolean {node.text}"
+        case ScalarNode():
+            return f"the number {node.text}"
+
+
+def wrong_kind(page: Page, node: Node, label: str, expected: str, hint: str | None = None) -> None:
+    """Note that `node` is not what `label` takes."""
+    page.error(node, "wrong-kind", f"{label} must be {expected}, not {came(node)}", hint)
+
+
+def text_field(page: Page, node: Node | None, label: str) -> str | None:
+    """A text that is not empty."""
+    if node is None or _is_unknown(node):
+        return None
+    if not isinstance(node, ScalarNode) or node.kind is not Kind.TEXT:
+        is_scalar = isinstance(node, ScalarNode)
+        wrong_kind(page, node, label, "a string", f"quote it: '{node.text}'" if is_scalar else None)  # type: ignore[union-attr]
+        return None
+    if not node.text.strip():
+        page.error(node, "empty", f"{label} is empty", f"write a value, or take '{label}' out")
+        return None
+    return node.text
+
+
+def word_field(page: Page, node: Node | None, label: str) -> str | None:
+    """A scalar of any kind, as it was written: numbers and booleans are text to an environment."""
+    if node is None or _is_unknown(node):
+        return None
+    if not isinstance(node, ScalarNode):
+        wrong_kind(page, node, label, "a single value")
+        return None
+    if node.kind is Kind.BOOLEAN:
+        return "true" if is_true(node) else "false"
+    return "" if node.kind is Kind.NULL else node.text
+
+
+def boolean_field(page: Page, node: Node | None, label: str, default: bool = False) -> bool:
+    """`true` or `false`."""
+    if node is None or _is_unknown(node):
+        return default
+    if not isinstance(node, ScalarNode) or node.kind is not Kind.BOOLEAN:
+        wrong_kind(page, node, label, "true or false", "write it without quotes")
+        return default
+    return is_true(node)
+
+
+def count_field(page: Page, node: Node | None, label: str, most: int) -> int | None:
+    """A whole number from 0 to `most`."""
+    if node is None or _is_unknown(node):
+        return None
+    if isinstance(node, ScalarNode) and node.text.isascii() and node.text.isdigit() and len(node.text) < 10:
+        number = int(node.text)
+        if number <= most:
+            return number
+    wrong_kind(page, node, label, f"a whole number from 0 to {most}")
+    return None
+
+
+def measure_field(
+    page: Page, node: Node | None, label: str, parse: Callable[[str], T | None], expected: str
+) -> T | None:
+    """A scalar that `parse` understands."""
+    if node is None or _is_unknown(node):
+        return None
+    value = parse(node.text) if isinstance(node, ScalarNode) and node.kind not in (Kind.NULL, Kind.BOOLEAN) else None
+    if value is None:
+        wrong_kind(page, node, label, expected)
+    return value
+
+
+def duration_field(page: Page, node: Node | None, label: str) -> float | None:
+    """A duration in seconds, more than none and at most limits.TASK_TIMEOUT_MAX_S."""
+
+    def parse(text: str) -> float | None:
+        seconds = seconds_of(text)
+        return seconds if seconds is not None and 0 < seconds <= limits.TASK_TIMEOUT_MAX_S else None
+
+    return measure_field(
+        page, node, label, parse, "a duration up to 7d, such as 90s, 10m, 1h30m or a number of seconds"
+    )
+
+
+def words_field(page: Page, node: Node | None, label: str) -> tuple[str, ...] | None:
+    """A command line: a list of words, or one text that is split as a shell would."""
+    if node is None or _is_unknown(node):
+        return None
+    if isinstance(node, ListNode):
+        words = [word_field(page, item, f"a word of {label}") for item in node.items]
+        return None if None in words else tuple(word for word in words if word is not None)
+    text = text_field(page, node, label)
+    words_of_text = None if text is None else words_of(text)
+    if text is not None and words_of_text is None:
+        page.error(node, "bad-command", f"the quotes in {label} do not end", "close them, or write a list of words")
+    return words_of_text
+
+
+def map_field(page: Page, node: Node | None, label: str, expected: str = "a mapping") -> MapNode | None:
+    """A mapping."""
+    if node is None or isinstance(node, MapNode):
+        return node
+    if not _is_unknown(node):
+        wrong_kind(page, node, label, expected)
+    return None
+
+
+def list_field(page: Page, node: Node | None, label: str, expected: str = "a list") -> tuple[Node, ...]:
+    """The items of a list; nothing for a node that is absent."""
+    if node is None:
+        return ()
+    if isinstance(node, ListNode):
+        return node.items
+    if not _is_unknown(node):
+        wrong_kind(page, node, label, expected)
+    return ()
+
+
+def texts_field(page: Page, node: Node | None, label: str) -> tuple[str, ...] | None:
+    """A text or a list of texts; None if it is absent or one of them is wrong or not known."""
+    if node is None or _is_unknown(node):
+        return None
+    if isinstance(node, ListNode):
+        texts = [text_field(page, item, f"a line of {label}") for item in node.items]
+        if not texts:
+            page.error(node, "empty", f"{label} is empty", f"write a value, or take '{label}' out")
+        return tuple(text for text in texts if text is not None) if texts and None not in texts else None
+    if not isinstance(node, ScalarNode) or node.kind is not Kind.TEXT:
+        hint = f"quote it: '{node.text}'" if isinstance(node, ScalarNode) else None
+        wrong_kind(page, node, label, "a string or a list of strings", hint)
+        return None
+    text = text_field(page, node, label)
+    return None if text is None else (text,)
+
+
+def name_field(page: Page, node: Node | None, owner: Place, label: str = "name") -> str | None:
+    """A name: one line of at most limits.NAME_CHARS_MAX characters. Absent is an error at `owner`."""
+    if node is None or (isinstance(node, ScalarNode) and node.kind is Kind.NULL):
+        page.error(node or owner, "no-name", f"there is no '{label}'", f"begin with '{label}: …'")
+        return None
+    text = text_field(page, node, label)
+    if text is not None and (problem := problem_of_name(text)):
+        page.error(node, "bad-name", f"{label} {problem}", "a name is one line of printable characters")
+        return None
+    return text
+
+
+def problem_of_name(text: str) -> str | None:
+    """Why `text` cannot be a name, None if it can."""
+    if len(text) > limits.NAME_CHARS_MAX:
+        return f"has {len(text)} characters; at most {limits.NAME_CHARS_MAX} are allowed"
+    if not text.isprintable():
+        return "holds a character that cannot be shown on one line"
+    if text != text.strip():
+        return "begins or ends with a blank"
+    return f"cannot be '{text}'" if text in ("", ".", "..") else None
+
+
+def check_keys(page: Page, node: MapNode, known: Collection[str], what: str) -> None:
+    """Warn about keys that mean nothing here, with the nearest known one; refuse those of later features."""
+    for key, place in node.keys.items():
+        if key in known or key.startswith("x-"):
+            continue
+        if key in LATER:
+            page.error(place, "not-yet", f"'{key}' is not supported yet", "take it out; it comes with its own feature")
+            continue
+        near = difflib.get_close_matches(key[:60], known, 1, 0.7)
+        hint = f"did you mean '{near[0]}'?" if near else f"{what} can have {', '.join(sorted(known))}"
+        page.warn(place, "unknown-key", f"the key '{shortened(key)}' means nothing in {what} and is ignored", hint)
+
+
+def _is_unknown(node: Node) -> bool:
+    return isinstance(node, ScalarNode) and node.is_unknown

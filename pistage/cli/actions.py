@@ -25,7 +25,7 @@ def list_actions(*, fmt: str, config: Config[ClientConfig]) -> None:
     """List actions; a registered one of the same name wins over a predefined one."""
 
     async def fetch() -> Page:
-        async with connect(config) as connection:
+        async with connect(config, may_found=True) as connection:
             return await connection.client.fetch_actions()
 
     columns: dict[str, output.Cell] = {
@@ -50,7 +50,7 @@ def put_actions(*, files: tuple[str, ...], fmt: str, config: Config[ClientConfig
     texts = [_named(documents.read_text(file), file) for file in files]
 
     async def put() -> list[dict[str, Any]]:
-        async with connect(config, needs_agent=True) as connection:
+        async with connect(config, may_found=True) as connection:
             return [await connection.client.put_action(known, text) for known, text in texts]
 
     for action in (put_items := groups.run(put())):
@@ -70,7 +70,7 @@ def show_action(*, name: str, fmt: str, config: Config[ClientConfig]) -> None:
     """Print an action's text; with -o json all that is known of it."""
 
     async def fetch() -> dict[str, Any]:
-        async with connect(config) as connection:
+        async with connect(config, may_found=True) as connection:
             return await connection.client.fetch_action(name)
 
     action = groups.run(fetch())
@@ -91,7 +91,7 @@ def remove_actions(*, names: tuple[str, ...], config: Config[ClientConfig]) -> N
     """Remove registered actions, every version of them. Predefined ones stay."""
 
     async def remove() -> None:
-        async with connect(config) as connection:
+        async with connect(config, may_found=True) as connection:
             for name in names:
                 await connection.client.delete_action(name)
                 output.say(f"{name}: removed")

@@ -25,12 +25,13 @@ class Connection:
 
 @asynccontextmanager
 async def connect(
-    config: Config[ClientConfig], *, needs_agent: bool = False, runtime: str | None = None
+    config: Config[ClientConfig], *, needs_agent: bool = False, may_found: bool = False, runtime: str | None = None
 ) -> AsyncIterator[Connection]:
     """A connection for one verb.
 
     A configured server wins. Else the owner of the data directory is asked, if there is one; else this process
-    becomes the owner: with an agent if the verb `needs_agent`, otherwise to look at what was kept.
+    becomes the owner: with an agent if the verb `needs_agent`, otherwise to look at what was kept, or, if the verb
+    `may_found`, to begin a cluster.
     """
     settings = config.settings
     if settings.server:
@@ -38,7 +39,7 @@ async def connect(
             yield Connection(client=client)
         return
     home = Home(settings.data_dir)
-    if not needs_agent and not home.is_used():
+    if not (needs_agent or may_found or home.is_used()):
         raise PistageError(
             Code.UNAVAILABLE,
             "no server is configured and nothing was run here yet",

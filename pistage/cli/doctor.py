@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,15 +31,16 @@ class Check:
 
 
 @click.command("doctor", short_help="Find what is wrong with this machine and say how to mend it.")
+@click.option("--image", "images", multiple=True, metavar="IMAGE", help="Also see that the engine can have this image.")
 @output.format_option("table", "json", "yaml")
 @options.client_options
-def doctor_verb(*, fmt: str, config: Config[ClientConfig]) -> int:
+def doctor_verb(*, images: tuple[str, ...], fmt: str, config: Config[ClientConfig]) -> int:
     """Find what is wrong with this machine and say how to mend it.
 
     Looks at Python, the engine, the sandbox, the data directory and its disk, the server and the token. Exits 1 if
     something needs mending.
     """
-    checks = groups.run(_examine(config))
+    checks = groups.run(_examine(config, images))
     if fmt == "table":
         colours = {"fine": "green", "note": "yellow", "bad": "red"}
         for check in checks:
@@ -52,9 +53,10 @@ def doctor_verb(*, fmt: str, config: Config[ClientConfig]) -> int:
     return 1 if any(check.verdict == "bad" for check in checks) else 0
 
 
-async def _examine(config: Config[ClientConfig]) -> list[Check]:
+async def _examine(config: Config[ClientConfig], images: Sequence[str]) -> list[Check]:
     checks = [_python(), *_disk(config.settings.data_dir)]
     checks += [check async for check in _runtimes()]
+    checks += [await _image(image) for image in images]
     checks.append(await _server(config))
     return checks
 
@@ -94,6 +96,14 @@ async def _runtimes() -> AsyncIterator[Check]:
         verdict: Literal["note", "bad"] = "note" if engine.is_usable else "bad"
         hint = "install bubblewrap, and allow unprivileged user namespaces"
         yield Check(name="sandbox", verdict=verdict, text=sandbox.reason, hint=hint)
+
+
+async def _image(image: str) -> Check:
+    probe = await probes.probe_image(image)
+    if probe.is_usable:
+        return Check(name=f"image {image}", verdict="fine", text=probe.reason)
+    hint = "see that the registry can be reached, or load the image into the engine yourself"
+    return Check(name=f"image {image}", verdict="bad", text=probe.reason, hint=hint)
 
 
 async def _server(config: Config[ClientConfig]) -> Check:

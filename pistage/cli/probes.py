@@ -11,6 +11,7 @@ from typing import Final
 from pistage.errors import PistageError
 
 _PATIENCE_S: Final = 5.0
+_PULL_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,26 @@ async def probe_engine(address: str = "") -> Probe:
     finally:
         await engine.close()
     return Probe(is_usable=True, reason=f"version {version.get('Version', 'unknown')} at {engine.address}")
+
+
+async def probe_image(image: str, address: str = "") -> Probe:
+    """Whether the engine has `image`, or can pull it."""
+    from pistage.agent.runtimes.engine import Engine, EngineError, EngineGone
+
+    engine = Engine(address)
+    try:
+        async with asyncio.timeout(_PULL_S):
+            await engine.connect()
+            if await engine.image(image) is not None:
+                return Probe(is_usable=True, reason="the engine has it")
+            await engine.pull(image, None, timeout_s=_PULL_S)
+    except TimeoutError:
+        return Probe(is_usable=False, reason=f"it could not be pulled in {_PULL_S:g} s")
+    except (EngineGone, EngineError, ValueError) as error:
+        return Probe(is_usable=False, reason=f"it cannot be pulled: {error}")
+    finally:
+        await engine.close()
+    return Probe(is_usable=True, reason="pulled")
 
 
 async def probe_sandbox() -> Probe:

@@ -1,0 +1,1 @@
+"""The agent: one session with the leader, and the attempts that run on this machine."""

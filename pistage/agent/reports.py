@@ -1,0 +1,58 @@
+"""Reports: events on their way to the master, in order, kept until they are committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from pistage.core import limits
+from pistage.core.commands import AttemptEvent
+from pistage.wire import Report
+
+
+class Reports:
+    """A queue whose front is what was sent and not answered; at most `limits.REPORT_BATCH_MAX` events a report."""
+
+    def __init__(self) -> None:
+        self._events: deque[AttemptEvent] = deque()
+        self._sent: deque[tuple[int, int]] = deque()  # number of a report, how many events it held
+        self._number = 0
+        self._changed = asyncio.Event()
+
+    def add(self, event: AttemptEvent) -> None:
+        """Report `event`, which is in the journal already."""
+        self._events.append(event)
+        self._changed.set()
+
+    def begin_session(self) -> None:
+        """What was not answered is sent again, to whoever leads now."""
+        self._sent.clear()
+        self._changed.set()
+
+    def forget(self, attempt_id: str) -> None:
+        """The masters want to hear nothing more of this attempt; what is under way is answered for nothing."""
+        under_way = sum(count for _, count in self._sent)
+        kept = [e for i, e in enumerate(self._events) if i < under_way or e.attempt_id != attempt_id]
+        self._events = deque(kept)
+
+    async def pump(self, send: Callable[[Report], Awaitable[None]]) -> None:
+        """Send events as they come, for as long as the session lives."""
+        while True:
+            self._changed.clear()
+            under_way = sum(count for _, count in self._sent)
+            batch = tuple(self._events)[under_way : under_way + limits.REPORT_BATCH_MAX]
+            if not batch:
+                await self._changed.wait()
+                continue
+            self._number += 1
+            self._sent.append((self._number, len(batch)))
+            await send(Report(number=self._number, events=batch))
+
+    def on_reported(self, number: int) -> list[AttemptEvent]:
+        """The events that report `number`, and any before it, carried: they are committed."""
+        done: list[AttemptEvent] = []
+        while self._sent and self._sent[0][0] <= number:
+            _, count = self._sent.popleft()
+            done += [self._events.popleft() for _ in range(count)]
+        return done

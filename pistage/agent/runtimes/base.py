@@ -1,0 +1,140 @@
+"""The contract of a runtime: what an attempt asks for, what it is answered, and how it hears of a failure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pistage.core.plan import Context, FailureClass
+from pistage.wire import Assign
+
+STDOUT = 1
+STDERR = 2
+
+
+class ExecutionError(Exception):
+    """A step or an attempt cannot go on; `reason` is a sentence for the person who wrote the pipeline."""
+
+    def __init__(self, failure: FailureClass, reason: str, *, exit_code: int | None = None) -> None:
+        super().__init__(reason)
+        self.failure = failure
+        self.reason = reason
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command to run in a context. `key` is unique in its attempt and made of our ids only ("3", "3-retry1").
+
+    `script` is for `/bin/sh -e`; with None the image runs with `entrypoint` and `command`, each None for its own.
+    `env` is complete. `is_resumed` says that an agent before this one has reported the command as started.
+    """
+
+    key: str
+    script: str | None
+    entrypoint: tuple[str, ...] | None = None
+    command: tuple[str, ...] | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = "/workspace"
+    user: str | None = None
+    is_resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a command ended: its code (128 + n where signal n killed it), and whether memory was why."""
+
+    code: int
+    is_oom: bool = False
+
+
+class Sink(Protocol):
+    """Where the output of one command goes."""
+
+    async def write(self, stream: int, offset: int, chunk: bytes) -> None:
+        """Take bytes of `stream` that begin at `offset` of this command's output; what it already has is skipped.
+
+        Waits while the outbox is full: the caller then reads no further, which is what holds the command back.
+        """
+
+    def length_of(self, stream: int) -> int:
+        """How many bytes of this command's `stream` it has."""
+
+
+class Running(Protocol):
+    """A command under way."""
+
+    @property
+    def container(self) -> str:
+        """The engine's id of the container, or "" where there is none."""
+
+    async def ended(self, sink: Sink) -> Exit:
+        """Bring all output to `sink` and return how the command ended. Called again only after `sink` raised."""
+
+    async def signal(self, name: str) -> None:
+        """Send "TERM" or "KILL" to every process of the command; nothing happens if it has ended."""
+
+
+class Notebook(Protocol):
+    """The attempt's durable notes: what a later agent must know to find its processes again."""
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether an agent before this one began the attempt."""
+
+    def read(self, key: str) -> Any:
+        """What was written under `key`, or None."""
+
+    def notes(self, prefix: str) -> Iterable[tuple[str, Any]]:
+        """Every key that begins with `prefix`, and what was written under it."""
+
+    async def write(self, key: str, note: Any) -> None:
+        """Durable on return."""
+
+
+class Place(Protocol):
+    """Everything that one attempt has on this machine."""
+
+    async def prepare(self) -> None:
+        """Make what all contexts need: networks, volumes, services. ExecutionError if that is not possible."""
+
+    async def start(self, context: Context, command: Command) -> Running:
+        """Start `command`, or find it again if an agent before this one started it. ExecutionError if it cannot."""
+
+    def retire(self, context: Context) -> None:
+        """Nothing more will run in `context`, and how its steps ended is journalled: it may go, in the background."""
+
+    async def close(self) -> None:
+        """Remove everything of the attempt; on return nothing of it runs. May be called more than once."""
+
+
+class Runtime(Protocol):
+    """A way to run steps."""
+
+    name: str
+
+    async def open(self, chores: asyncio.TaskGroup) -> None:
+        """Wait until it can be used; PistageError `usage` if it never will be, with what to do about it.
+
+        What it does in the background is a task of `chores`.
+        """
+
+    async def close(self) -> None:
+        """Let go of connections; nothing that runs is stopped, unless it cannot outlive the agent."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person must know of every attempt here, such as that images are ignored."""
+
+    async def gpus(self) -> int:
+        """How many GPUs it can hand out."""
+
+    def place(self, assign: Assign, notebook: Notebook) -> Place:
+        """The place of an attempt; nothing is made yet."""
+
+    async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
+        """Remove what this agent made in this cluster for attempts and runs that are not among these."""
+
+    async def release(self, run_id: str) -> None:
+        """Remove the networks and volumes of a run that ended."""

@@ -1,0 +1,99 @@
+"""The host runtime: steps as plain processes of the agent's user, for those who allow it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Collection
+from pathlib import Path
+
+from pistage.agent.runtimes.base import Command, Notebook, Place
+from pistage.agent.runtimes.process import PATH, Launch, ProcessPlace, argv_of, remove_tree, started_at
+from pistage.config import AgentConfig
+from pistage.core import ids
+from pistage.wire import Assign
+
+
+class HostRuntime:
+    """Plain processes; nothing keeps them from anything that the agent's user may do."""
+
+    name = "host"
+
+    def __init__(self, settings: AgentConfig) -> None:
+        self._settings = settings
+        self._root = settings.data_dir / "workspaces"
+        self._places: list[ProcessPlace] = []
+
+    async def open(self, chores: asyncio.TaskGroup) -> None:
+        """See `Runtime`."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def close(self) -> None:
+        """See `Runtime`: plain processes cannot be found again by their output, so they end with the agent."""
+        for place in self._places:
+            await place.end()
+
+    def notes(self) -> tuple[str, ...]:
+        """See `Runtime`."""
+        return ("runs as plain processes of the agent's user, not in a container",) + (
+            ("images are ignored",) if self._settings.ignore_images else ()
+        )
+
+    async def gpus(self) -> int:
+        """See `Runtime`."""
+        return 0
+
+    def place(self, assign: Assign, notebook: Notebook) -> Place:
+        """See `Runtime`."""
+        place = HostPlace(self._root, assign, notebook, ignores_images=self._settings.ignore_images)
+        self._places.append(place)
+        return place
+
+    async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
+        """See `Runtime`."""
+        for directory in self._root.iterdir():
+            if ids.is_id(directory.name) and directory.name not in attempts:
+                await asyncio.to_thread(remove_tree, directory)
+
+    async def release(self, run_id: str) -> None:
+        """See `Runtime`: runs have nothing here."""
+
+
+class HostPlace(ProcessPlace):
+    """Directories under the agent's own."""
+
+    async def prepare(self) -> None:
+        """See `Place`; first of all, what a crashed agent left running is killed."""
+        for _, (pid, started) in self._notebook.notes("process:"):
+            if started and started_at(pid) == started:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+        await super().prepare()
+
+    def launch_of(self, workspace: Path, command: Command) -> Launch:
+        directory = workspace / "workspace"
+        below = command.workdir.removeprefix("/workspace").strip("/")
+        if command.workdir.startswith("/workspace") and ".." not in below.split("/"):
+            directory = directory / below
+            directory.mkdir(parents=True, exist_ok=True)
+        else:
+            directory = Path(command.workdir)
+        inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TZ") if name in os.environ}
+        env = {"PATH": os.environ.get("PATH", PATH), "TMPDIR": str(workspace / "tmp")} | inherited | dict(command.env)
+        return Launch(argv=argv_of(command), env=env, directory=directory)
+
+    def refusal(self) -> str | None:
+        task = self._assign.task
+        if task.services:
+            return "services need containers, and this agent runs plain processes"
+        if any(context.networks for context in task.contexts):
+            return "networks need containers, and this agent runs plain processes"
+        if any(context.mounts for context in task.contexts):
+            return "volumes need containers, and this agent runs plain processes"
+        if any(context.resources.gpus for context in task.contexts):
+            return "this agent hands out no GPUs: it runs plain processes"
+        if any(step.user for step in task.steps()):
+            return "this agent runs plain processes as its own user: `user` needs containers"
+        return None

@@ -1,0 +1,235 @@
+"""Commands as child processes of the agent: what the sandbox and the host runtime have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pistage.agent.runtimes.base import STDERR, STDOUT, Command, ExecutionError, Exit, Notebook, Running, Sink
+from pistage.core import ids, limits
+from pistage.core.plan import Context, FailureClass
+from pistage.wire import Assign
+
+_READ_BYTES = 64 * limits.KIB
+#: A process that its command left behind may hold the pipe for ever: once the command has ended, this long a silence
+#: is the end of its output.
+_DRAIN_S = 0.25
+_LEFT_IN_PIPES_MAX = 4 * limits.MIB  # two pipes of the largest size there is, and what was read ahead of them
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A child process to be: its words, its whole environment, the directory it starts in."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    directory: Path
+
+
+class ChildProcess:
+    """A command under way, the leader of a session and process group of its own."""
+
+    container = ""
+
+    def __init__(self, process: asyncio.subprocess.Process, pipes: Mapping[int, asyncio.StreamReader]) -> None:
+        self._process = process
+        self._pipes = pipes
+        self._offsets = dict.fromkeys(pipes, 0)
+        self._is_writing: set[int] = set()
+        self._transports: list[asyncio.BaseTransport] = []
+
+    @classmethod
+    async def launch(cls, launch: Launch) -> ChildProcess:
+        """Start it; ExecutionError if there is no such program."""
+        pipes = {STDOUT: os.pipe2(os.O_CLOEXEC), STDERR: os.pipe2(os.O_CLOEXEC)}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *launch.argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=pipes[STDOUT][1],
+                stderr=pipes[STDERR][1],
+                env=dict(launch.env),
+                cwd=launch.directory,
+                start_new_session=True,
+            )
+        except OSError as error:
+            for read_end, _ in pipes.values():
+                os.close(read_end)
+            code = 127 if isinstance(error, FileNotFoundError) else 126
+            reason = f"{launch.argv[0]!r} could not be started: {error.strerror}"
+            raise ExecutionError(FailureClass.FAILURE, reason, exit_code=code) from None
+        finally:
+            for _, write_end in pipes.values():
+                os.close(write_end)
+        # Pipes of our own rather than asyncio's: its `wait` waits for them too, and so for whoever inherited them.
+        child = cls(process, {number: asyncio.StreamReader(limit=_READ_BYTES) for number in pipes})
+        for number, (read_end, _) in pipes.items():
+            await child._connect(number, read_end)
+        return child
+
+    async def _connect(self, number: int, read_end: int) -> None:
+        loop = asyncio.get_running_loop()
+        reader = self._pipes[number]
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
+        )
+        self._transports.append(transport)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ended(self, sink: Sink) -> Exit:
+        """See `Running`."""
+        async with asyncio.TaskGroup() as group:
+            pumps = [group.create_task(self._pump(number, sink)) for number in self._pipes]
+            code = await self._process.wait()
+            await self._drain(pumps)
+        for transport in self._transports:
+            transport.close()
+        return Exit(code=code if code >= 0 else 128 - code)
+
+    async def _drain(self, pumps: Sequence[asyncio.Task[None]]) -> None:
+        """Until the pipes are at their end, or silent, or more came out of them than the command can have left."""
+        at_end = self._taken()
+        while pending := [pump for pump in pumps if not pump.done()]:
+            before = self._taken()
+            await asyncio.wait(pending, timeout=_DRAIN_S)
+            is_silent = self._taken() == before and not self._is_writing
+            if is_silent or self._taken() - at_end > _LEFT_IN_PIPES_MAX:
+                for pump in pending:
+                    pump.cancel()
+                return
+
+    def _taken(self) -> int:
+        return sum(self._offsets.values())
+
+    async def _pump(self, number: int, sink: Sink) -> None:
+        while chunk := await self._pipes[number].read(_READ_BYTES):
+            self._is_writing.add(number)
+            await sink.write(number, self._offsets[number], chunk)
+            self._is_writing.discard(number)
+            self._offsets[number] += len(chunk)
+
+    async def signal(self, name: str) -> None:
+        """See `Running`."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.Signals[f"SIG{name}"])
+
+    async def kill(self) -> None:
+        """Kill the whole group, also what the command left behind; return when the command is gone."""
+        await self.signal("KILL")
+        await self._process.wait()
+        for transport in self._transports:
+            transport.close()
+
+
+class ProcessPlace(ABC):
+    """An attempt's directories, one for each context, and its processes."""
+
+    def __init__(self, root: Path, assign: Assign, notebook: Notebook, *, ignores_images: bool) -> None:
+        self._assign = assign
+        self._notebook = notebook
+        self._ignores_images = ignores_images
+        assert ids.is_id(assign.attempt_id), "the directory is named by an id of ours"
+        self._root = root / assign.attempt_id
+        self._children: list[ChildProcess] = []
+
+    @abstractmethod
+    def launch_of(self, workspace: Path, command: Command) -> Launch:
+        """How `command` becomes a child process."""
+
+    @abstractmethod
+    def refusal(self) -> str | None:
+        """What the task asks for that this runtime does not have, as a sentence."""
+
+    async def prepare(self) -> None:
+        """See `Place`."""
+        reason = self.refusal() or self._image_refusal()
+        if reason is not None:
+            raise ExecutionError(FailureClass.REFUSED, reason)
+
+    def _image_refusal(self) -> str | None:
+        image = next((context.image for context in self._assign.task.contexts if context.image), None)
+        if image is None or self._ignores_images:
+            return None
+        return f"this agent runs no containers, so it cannot run {image}; it can ignore images: set ignore_images"
+
+    async def start(self, context: Context, command: Command) -> Running:
+        """See `Place`."""
+        if command.is_resumed or self._notebook.read(f"process:{command.key}"):
+            raise ExecutionError(FailureClass.LOST, "the agent was restarted, and its processes ended with it")
+        if command.script is None and not (command.entrypoint or command.command):
+            raise ExecutionError(FailureClass.REFUSED, "without an image there is no command to take from it")
+        assert context.id.isalnum(), "contexts are named by the planner"
+        workspace = self._root / context.id
+        try:
+            (workspace / "workspace").mkdir(parents=True, exist_ok=True)
+            (workspace / "tmp").mkdir(exist_ok=True)
+            child = await ChildProcess.launch(self.launch_of(workspace, command))
+        except OSError as error:
+            raise ExecutionError(FailureClass.FAILURE, f"no workspace could be made: {error}") from None
+        self._children.append(child)
+        await self._notebook.write(f"process:{command.key}", [child.pid, started_at(child.pid)])
+        return child
+
+    def retire(self, context: Context) -> None:
+        """See `Place`: directories go with the attempt."""
+        del context
+
+    async def end(self) -> None:
+        """Kill what runs; the directories stay."""
+        for child in self._children:
+            await child.kill()
+
+    async def close(self) -> None:
+        """See `Place`."""
+        await self.end()
+        await asyncio.to_thread(remove_tree, self._root)
+
+
+def argv_of(command: Command) -> list[str]:
+    """The words to execute."""
+    if command.script is not None:
+        return ["/bin/sh", "-ec", command.script]
+    return [*(command.entrypoint or ()), *(command.command or ())]
+
+
+def started_at(pid: int) -> int:
+    """When the process started, in ticks since boot: together with its number it names a process; 0 if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def remove_tree(root: Path) -> None:
+    """Remove a directory that a pipeline could write to: whatever modes it set, and never through a link."""
+
+    def open_up(function: Callable[..., object], path: str, error: BaseException) -> None:
+        parent = Path(path).parent
+        for directory in (parent, Path(path)):
+            with contextlib.suppress(OSError):
+                if stat.S_ISDIR(directory.lstat().st_mode):
+                    directory.chmod(0o700, follow_symlinks=True)
+        if function in (os.open, os.scandir, os.lstat):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path, ignore_errors=True)
+            return
+        with contextlib.suppress(OSError):
+            function(path)
+
+    if root.exists():
+        shutil.rmtree(root, onerror=lambda function, path, error: open_up(function, path, error[1]))
+    if root.exists():
+        shutil.rmtree(root, ignore_errors=True)

@@ -1,0 +1,342 @@
+"""The docker runtime: steps in containers of a Docker-compatible engine, and an attempt's place in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pistage.agent import policy
+from pistage.agent.runtimes.base import Command, ExecutionError, Notebook, Place, Running
+from pistage.agent.runtimes.binds import BindPolicy
+from pistage.agent.runtimes.docker_images import Images
+from pistage.agent.runtimes.docker_objects import Objects
+from pistage.agent.runtimes.docker_own import OwnProcess
+from pistage.agent.runtimes.docker_services import Services
+from pistage.agent.runtimes.docker_shared import SharedContainer
+from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
+from pistage.config import AgentConfig
+from pistage.core.plan import Context, FailureClass, RegistryAuth
+from pistage.wire import Assign
+
+log = logging.getLogger(__name__)
+
+_CONNECT_RETRY_S = 2.0
+_CONFLICT = 409
+_NOT_FOUND = 404
+_NO_LOCAL_DRIVER = "podman"
+#: The first API version whose `local` log driver keeps the newline of a line longer than 16 KiB.
+_KEEPS_NEWLINES = (1, 42)
+
+
+class DockerRuntime:
+    """Containers of one engine."""
+
+    name = "docker"
+
+    def __init__(self, settings: AgentConfig, agent_id: Callable[[], str]) -> None:
+        self.engine = Engine(settings.engine)
+        self.images = Images(self.engine, timeout_s=settings.pull_timeout)
+        self.objects = Objects(self.engine)
+        self.binds = BindPolicy(settings.bind_paths, settings.data_dir / "binds", self.engine.socket_path)
+        self.log_driver = "local"
+        self.loses_newlines = False
+        self._agent_id = agent_id
+        self._chores: asyncio.TaskGroup | None = None
+
+    @property
+    def agent_id(self) -> str:
+        return self._agent_id()
+
+    async def open(self, chores: asyncio.TaskGroup) -> None:
+        """See `Runtime`: says once what is missing, and waits for it."""
+        self._chores = chores
+        has_said = False
+        while True:
+            try:
+                version = await self.engine.connect()
+                break
+            except (EngineGoneError, EngineError) as error:
+                if not has_said:
+                    log.warning("%s", missing_engine(self.engine.address, error))
+                has_said = True
+                await asyncio.sleep(_CONNECT_RETRY_S)
+        components = [str(part.get("Name", "")).lower() for part in version.get("Components") or ()]
+        if any(_NO_LOCAL_DRIVER in name for name in components):
+            self.log_driver = "json-file"
+        self.loses_newlines = self.log_driver == "local" and self.engine.api_version < _KEEPS_NEWLINES
+        log.info("engine=%s version=%s", self.engine.address, version.get("Version"))
+
+    async def close(self) -> None:
+        """See `Runtime`: containers run on."""
+        await self.engine.close()
+
+    def notes(self) -> tuple[str, ...]:
+        """See `Runtime`."""
+        return ()
+
+    async def gpus(self) -> int:
+        """See `Runtime`: those of this machine, if the engine can hand them out."""
+        try:
+            info = await self.engine.json("GET", "info")
+        except (EngineGoneError, EngineError):
+            return 0
+        if "nvidia" not in (info.get("Runtimes") or {}):
+            return 0
+        return await asyncio.to_thread(_gpu_devices)
+
+    def place(self, assign: Assign, notebook: Notebook) -> Place:
+        """See `Runtime`."""
+        return DockerPlace(self, assign, notebook)
+
+    async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
+        """See `Runtime`."""
+        self.binds.sweep(attempts)
+        with translated():
+            await self.objects.sweep({"agent": self.agent_id, "cluster": cluster_id}, attempts, runs)
+
+    async def release(self, run_id: str) -> None:
+        """See `Runtime`."""
+        with translated():
+            await self.objects.release({"agent": self.agent_id, "run": run_id})
+
+    def in_background(self, container: str) -> asyncio.Task[bool]:
+        """Remove a container without making anybody wait; the task tells whether it is gone."""
+        assert self._chores is not None, "containers are made after `open`"
+        return self._chores.create_task(self._removed(container))
+
+    async def _removed(self, container: str) -> bool:
+        try:
+            await self.engine.remove(container)
+        except (EngineGoneError, EngineError) as error:
+            log.debug("container=%s is removed later: %s", container, error)
+            return False
+        return True
+
+
+class DockerPlace:
+    """An attempt's containers, each named by the attempt's id and the context's, so that none is ever made twice."""
+
+    def __init__(self, runtime: DockerRuntime, assign: Assign, notebook: Notebook) -> None:
+        self._runtime = runtime
+        self._engine = runtime.engine
+        self._assign = assign
+        self._notebook = notebook
+        self._prefix = f"pistage-{assign.attempt_id}"
+        self._labels = {
+            "pistage.cluster": assign.cluster_id,
+            "pistage.agent": runtime.agent_id,
+            "pistage.run": assign.run_id,
+            "pistage.task": assign.task.name,
+            "pistage.attempt": assign.attempt_id,
+            "pistage.fence": str(assign.fence),
+        }
+        self._made: set[str] = set()
+        self._removals: dict[str, asyncio.Task[bool]] = {}
+        self._shared: dict[str, SharedContainer] = {}
+        self._services = Services(self._engine, runtime.images, assign, self._create_service, network=self._prefix)
+
+    async def prepare(self) -> None:
+        """See `Place`."""
+        with translated():
+            await self._make_networks_and_volumes()
+            await self._services.start()
+
+    async def _make_networks_and_volumes(self) -> None:
+        contexts = self._assign.task.contexts
+        networks = {attachment.network for context in contexts for attachment in context.networks}
+        volumes = {mount.source for context in contexts for mount in context.mounts if mount.kind == "volume"}
+        of_run = {key: self._labels[key] for key in ("pistage.cluster", "pistage.agent", "pistage.run")}
+        for index, network in enumerate(self._assign.networks):
+            name = policy.physical_network(network, self._assign.run_id, index)
+            if network.name in networks and not network.is_external:
+                await self._runtime.objects.make_network(name, network.driver, of_run)
+        for index, volume in enumerate(self._assign.volumes):
+            name = policy.physical_volume(volume, self._assign.run_id, index)
+            if volume.name in volumes and not volume.is_external:
+                await self._runtime.objects.make_volume(name, volume.driver, of_run)
+        if self._assign.task.services:
+            labels = of_run | {"pistage.attempt": self._assign.attempt_id}
+            await self._runtime.objects.make_network(self._prefix, "bridge", labels)
+
+    async def start(self, context: Context, command: Command) -> Running:
+        """See `Place`."""
+        with translated():
+            if self._assign.task.is_shared(context):
+                return await self._shared_container(context).start(command)
+            return await self._start_own(context, command)
+
+    def _shared_container(self, context: Context) -> SharedContainer:
+        if context.id not in self._shared:
+            workdirs = [step.workdir for step in self._assign.task.steps() if step.context == context.id]
+            self._shared[context.id] = SharedContainer(
+                self._engine,
+                self._notebook,
+                context_id=context.id,
+                image=lambda: self._runtime.images.ensure(context.image, context.auth),
+                create=lambda spec: self._create_step(context, spec),
+                name=f"{self._prefix}-{context.id}",
+                workdirs=tuple(dict.fromkeys(workdirs)),
+            )
+        return self._shared[context.id]
+
+    async def _start_own(self, context: Context, command: Command) -> Running:
+        """The command is the container's own process."""
+        name = f"{self._prefix}-{context.id}"
+        if command.is_resumed:
+            self._made.add(name)
+            return await self._found(name)
+        await self._runtime.images.ensure(context.image, context.auth)
+        spec = policy.ContainerSpec(
+            image=context.image,
+            entrypoint=("/bin/sh", "-ec") if command.script is not None else command.entrypoint,
+            command=(command.script,) if command.script is not None else command.command,
+            env=command.env,
+            workdir=command.workdir,
+            user=command.user or "",
+        )
+        container = await self._create_step(context, spec)
+        if container is None:
+            return await self._found(name)
+        return await OwnProcess.start(self._engine, container, loses_newlines=self._runtime.loses_newlines)
+
+    async def _found(self, name: str) -> Running:
+        """The container that an agent before this one made."""
+        known = await self._engine.inspect(name)
+        if known is None:
+            raise ExecutionError(FailureClass.LOST, "its container is gone: something other than Pistage removed it")
+        if known["State"]["Status"] == "created":
+            return await OwnProcess.start(self._engine, known["Id"], loses_newlines=self._runtime.loses_newlines)
+        return OwnProcess(self._engine, known["Id"], None, loses_newlines=self._runtime.loses_newlines)
+
+    async def _create_step(self, context: Context, spec: policy.ContainerSpec) -> str | None:
+        """Make a context's container; its id, or None where an agent before this one has made it already."""
+        mounts, vetted = self._mounts(context)
+        spec = replace(
+            spec,
+            image=context.image,
+            labels={"pistage.context": context.id},
+            networks=self._networks(context),
+            mounts=mounts,
+            resources=context.resources,
+        )
+        return await self._create(f"{self._prefix}-{context.id}", spec, context.auth, vetted)
+
+    async def _create_service(self, suffix: str, spec: policy.ContainerSpec) -> str | None:
+        return await self._create(f"{self._prefix}-{suffix}", spec, None, ())
+
+    async def _create(
+        self, name: str, spec: policy.ContainerSpec, auth: RegistryAuth | None, vetted: Sequence[str]
+    ) -> str | None:
+        self._made.add(name)
+        spec = replace(spec, labels=self._labels | dict(spec.labels), log_driver=self._runtime.log_driver)
+        body = spec.render()
+        policy.refuse_unless_allowed(body, vetted_binds=vetted)
+        try:
+            try:
+                container = await self._engine.create(name, body)
+            except EngineError as error:
+                if error.status != _NOT_FOUND:
+                    raise
+                # The image was there a moment ago, and somebody removed it.
+                self._runtime.images.forget(spec.image)
+                await self._runtime.images.ensure(spec.image, auth)
+                container = await self._engine.create(name, body)
+        except EngineError as error:
+            if error.status == _CONFLICT:
+                return None
+            raise
+        for network, aliases in spec.networks[1:]:
+            # Engines before API 1.44 take one network at creation; the others are joined before the start.
+            await self._runtime.objects.join(network, container, aliases)
+        return container
+
+    def _networks(self, context: Context) -> list[tuple[str, Sequence[str]]]:
+        names = {
+            network.name: policy.physical_network(network, self._assign.run_id, index)
+            for index, network in enumerate(self._assign.networks)
+        }
+        joined: list[tuple[str, Sequence[str]]] = [
+            (names[attachment.network], attachment.aliases) for attachment in context.networks
+        ]
+        if self._assign.task.services:
+            joined.append((self._prefix, ()))
+        return joined
+
+    def _mounts(self, context: Context) -> tuple[list[policy.VolumeMount], tuple[str, ...]]:
+        """The context's mounts by physical names, and the binds among them, which the policy has vetted."""
+        names = {
+            volume.name: policy.physical_volume(volume, self._assign.run_id, index)
+            for index, volume in enumerate(self._assign.volumes)
+        }
+        mounts, vetted = [], []
+        for mount in context.mounts:
+            source = names.get(mount.source, mount.source)
+            if mount.kind == "bind":
+                source = self._runtime.binds.pin(self._assign.attempt_id, mount.source)
+                vetted.append(source)
+            mounts.append(
+                policy.VolumeMount(
+                    source=source, target=mount.target, is_read_only=mount.is_read_only, is_bind=mount.kind == "bind"
+                )
+            )
+        return mounts, tuple(vetted)
+
+    def retire(self, context: Context) -> None:
+        """See `Place`."""
+        name = f"{self._prefix}-{context.id}"
+        if name in self._made and name not in self._removals:
+            self._removals[name] = self._runtime.in_background(name)
+
+    async def close(self) -> None:
+        """See `Place`."""
+        with translated():
+            if self._removals:
+                await asyncio.wait(self._removals.values())
+            names = set(self._made)
+            if self._notebook.is_inherited:
+                found = await self._engine.listed("containers", [f"pistage.attempt={self._assign.attempt_id}"])
+                names |= {str(container["Id"]) for container in found}
+            removed = {name for name, task in self._removals.items() if not task.cancelled() and task.result()}
+            for name in names - removed:
+                await self._engine.remove(name)
+            self._made.clear()
+            self._removals.clear()
+            if self._assign.task.services:
+                await self._runtime.objects.release({"attempt": self._assign.attempt_id})
+        self._runtime.binds.unpin(self._assign.attempt_id)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """The engine's failures in the words of the runtimes' contract."""
+    try:
+        yield
+    except EngineGoneError as gone:
+        raise ExecutionError(FailureClass.LOST, f"the engine went away: {gone}") from None
+    except EngineError as error:
+        raise ExecutionError(FailureClass.FAILURE, error.message, exit_code=_exit_code(error)) from None
+
+
+def _exit_code(error: EngineError) -> int | None:
+    """The code a shell would give for what the engine says: 127 no such command, 126 one that cannot be executed."""
+    if "no such file or directory" in error.message or "not found" in error.message:
+        return 127
+    return 126 if "permission denied" in error.message else None
+
+
+def _gpu_devices() -> int:
+    return len([device for device in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", device.name)])
+
+
+def missing_engine(address: str, error: Exception) -> str:
+    """What to say when no engine answers."""
+    return (
+        f"no engine answers at {address} ({error}): install Docker (https://docs.docker.com/engine/install/) or "
+        "Podman, start it, let this user use its socket, or name another with `engine`; without one, use "
+        "runtime: sandbox. Waiting for it."
+    )

@@ -1,0 +1,312 @@
+"""A container that steps share: kept alive by a process of ours, each step's command an exec in it.
+
+An engine does not store what an exec prints. So a small shell script around the command leads each of its streams
+through a FIFO into `tee`, which writes a spool file in the container and the exec's own stream, which we read. After
+the command the script sends a trailer through the same FIFOs: its nonce and the exit code. Whoever has read both
+trailers has all of the output and knows how the command ended, even if a process that it left behind still holds
+the streams; and an agent that is killed and started again reads the same from the spool files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from aiodocker.stream import Stream
+
+from pistage.agent import policy
+from pistage.agent.runtimes.base import STDERR, STDOUT, Command, ExecutionError, Exit, Notebook, Running, Sink
+from pistage.agent.runtimes.docker_own import close, wait_for_engine
+from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
+from pistage.agent.runtimes.trailer import TrailerScanner
+from pistage.core.plan import FailureClass
+
+_POLL_S = 0.5
+_SPOOL = "/.pistage"
+_NO_SPOOL = 125  # the script's own: it could not begin
+
+#: The container's process. Arguments: "open" to let any user write to the directories it makes, the directories.
+#: `wait` reaps what steps leave behind. The spool directory comes last: it says that everything is ready.
+_KEEPER = r"""
+open=$1; shift
+for w; do [ -d "$w" ] || { mkdir -p "$w" && [ "$open" != open ] || chmod 1777 "$w"; }; done
+trap 'exit 0' TERM INT
+mkdir -m 1777 /.pistage
+while :; do sleep 86400 & wait $!; done
+"""
+
+#: Around each command. Arguments: its key, its nonce, its working directory, the words to run.
+#: Signals that end the command must not end the script and `tee`: they are what brings the rest of the output.
+_WRAPPER = r"""
+d=/.pistage/$1; n=$2; w=$3; shift 3
+i=0; until [ -d /.pistage ]; do i=$((i+1)); [ $i -lt 300 ] || exit 125; sleep 0.1 2>/dev/null || sleep 1; done
+mkdir "$d" || exit 125
+trap : TERM INT HUP
+if mkfifo "$d/1" "$d/2" 2>/dev/null && command -v tee >/dev/null; then
+  ( trap '' TERM INT HUP PIPE; exec tee "$d/out" <"$d/1" 2>/dev/null 3>&- ) & a=$!
+  ( trap '' TERM INT HUP PIPE; exec tee "$d/err" <"$d/2" 1>&2 2>/dev/null ) & b=$!
+  exec 3>"$d/1" 4>"$d/2"
+  echo "$$ $a $b" >"$d/pid"
+else
+  exec 3>&1 4>&2
+  echo "$$" >"$d/pid"
+fi
+if cd "$w" 2>&4 3>&-; then "$@" </dev/null >&3 2>&4 3>&- 4>&-; c=$?; else c=126; fi
+printf '\001%s:%s\n' "$n" "$c" >&3
+printf '\001%s:%s\n' "$n" "$c" >&4
+exec 3>&- 4>&-
+wait
+exit "$c"
+"""
+
+#: Signals every process of a command but the script and `tee`. Arguments: key, signal.
+_SIGNAL = r"""
+s=$2; read -r keep <"/.pistage/$1/pid" || exit 0
+leader=${keep%% *}
+for f in /proc/[0-9]*/stat; do
+  read -r line 2>/dev/null <"$f" || continue
+  pid=${f#/proc/}; pid=${pid%/stat}
+  set -- ${line##*) }
+  [ "$4" = "$leader" ] || continue
+  case " $keep " in *" $pid "*) ;; *) kill -s "$s" "$pid" 2>/dev/null ;; esac
+done
+exit 0
+"""
+
+#: Reads the spool from two offsets. Arguments: key, offset+1 of stdout, of stderr. Ends with 3 if there is no spool,
+#: 0 if the command's script still ran before the reading began, 1 if it did not.
+_READER = r"""
+d=/.pistage/$1; [ -f "$d/pid" ] || exit 3
+read -r p rest <"$d/pid"; alive=1; [ -d "/proc/$p" ] && alive=0
+[ -f "$d/out" ] && tail -c "+$2" "$d/out"
+[ -f "$d/err" ] && tail -c "+$3" "$d/err" >&2
+exit $alive
+"""
+
+
+class SharedContainer:
+    """One context's container, made at its first command."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        notebook: Notebook,
+        *,
+        context_id: str,
+        image: Callable[[], Awaitable[dict[str, Any]]],
+        create: Callable[[policy.ContainerSpec], Awaitable[str | None]],
+        name: str,
+        workdirs: Sequence[str],
+    ) -> None:
+        self._engine = engine
+        self._notebook = notebook
+        self._context_id = context_id
+        self._image = image
+        self._create = create
+        self._name = name
+        self._workdirs = workdirs
+        self._lock = asyncio.Lock()
+        self._container = ""
+        self._config: dict[str, Any] = {}
+
+    async def start(self, command: Command) -> Running:
+        """Start a command in it, or find it again."""
+        async with self._lock:
+            if not self._container:
+                await self._open()
+        note = f"exec:{command.key}"
+        nonce = self._notebook.read(note)
+        if nonce is not None:
+            relaunch = partial(self._launch, command, nonce)
+            return ExecProcess(self._engine, self._container, command.key, nonce, relaunch=relaunch)
+        nonce = os.urandom(12).hex()
+        await self._notebook.write(note, nonce)
+        stream = await self._launch(command, nonce)
+        return ExecProcess(self._engine, self._container, command.key, nonce, stream=stream)
+
+    async def _open(self) -> None:
+        image = await self._image()
+        self._config = image.get("Config") or {}
+        user = self._config.get("User") or ""
+        is_root = user.partition(":")[0] in {"", "0", "root"}
+        spec = policy.ContainerSpec(
+            image="",
+            entrypoint=("/bin/sh", "-c", _KEEPER, "pistage"),
+            command=("closed" if is_root else "open", *self._workdirs),
+            user="0",
+            workdir="/",
+        )
+        container = await self._create(spec)
+        if container is None or self._notebook.is_inherited:
+            container = await self._inherited(container)
+        else:
+            await self._engine.start(container)
+        self._container = container
+
+    async def _inherited(self, fresh: str | None) -> str:
+        """The container that an agent before this one made; if it made one and that is gone, so is the attempt."""
+        known = await self._engine.inspect(fresh or self._name)
+        has_run = any(True for _ in self._notebook.notes("exec:"))
+        status = known["State"]["Status"] if known else "gone"
+        if known and status == "running":
+            return str(known["Id"])
+        if known and status == "created" and not (has_run and fresh):
+            await self._engine.start(known["Id"])
+            return str(known["Id"])
+        raise ExecutionError(FailureClass.LOST, f"the container of context {self._context_id} is {status}")
+
+    async def _launch(self, command: Command, nonce: str) -> Stream:
+        body = {
+            "Cmd": ["/bin/sh", "-c", _WRAPPER, "pistage", command.key, nonce, command.workdir, *self._words(command)],
+            "Env": [f"{name}={value}" for name, value in command.env.items()],
+            "User": command.user or self._config.get("User") or "",
+            "WorkingDir": "/",
+            "AttachStdout": True,
+            "AttachStderr": True,
+        }
+        return await self._engine.start_exec(await self._engine.create_exec(self._container, body))
+
+    def _words(self, command: Command) -> list[str]:
+        if command.script is not None:
+            return ["/bin/sh", "-ec", command.script]
+        entrypoint = command.entrypoint if command.entrypoint is not None else self._config.get("Entrypoint") or ()
+        # As the engine has it: an entrypoint of one's own does away with the image's command.
+        default = () if command.entrypoint is not None else self._config.get("Cmd") or ()
+        return [*entrypoint, *(command.command if command.command is not None else default)]
+
+
+class ExecProcess:
+    """A command in a shared container."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        container: str,
+        key: str,
+        nonce: str,
+        *,
+        relaunch: Callable[[], Awaitable[Stream]] | None = None,
+        stream: Stream | None = None,
+    ) -> None:
+        self._engine = engine
+        self.container = container
+        self._key = key
+        self._nonce = nonce
+        self._relaunch = relaunch
+        self._stream = stream
+        self._scanners = {number: TrailerScanner(nonce) for number in (STDOUT, STDERR)}
+
+    async def ended(self, sink: Sink) -> Exit:
+        """See `Running`."""
+        while True:
+            try:
+                if self._stream is not None:
+                    await self._listen(sink)
+                if (code := self._code()) is None:
+                    code = await self._read_spool(sink)
+                return await self._exit(code)
+            except EngineGoneError as gone:
+                await wait_for_engine(self._engine, gone)
+            except EngineError as error:
+                raise ExecutionError(FailureClass.LOST, f"its container is gone: {error.message}") from None
+
+    def _code(self) -> int | None:
+        """The exit code, once both trailers have been read."""
+        codes = [scanner.code for scanner in self._scanners.values()]
+        return None if None in codes else codes[0]
+
+    async def _listen(self, sink: Sink) -> None:
+        """What the exec's stream carries, up to both trailers; or to its end, which may come too early."""
+        stream, self._stream = self._stream, None
+        assert stream is not None
+        offsets = {number: sink.length_of(number) for number in self._scanners}
+        try:
+            while self._code() is None and (message := await stream.read_out()) is not None:
+                text = self._scanners[message.stream].feed(message.data)
+                if text:
+                    await sink.write(message.stream, offsets[message.stream], text)
+                    offsets[message.stream] += len(text)
+        except OSError as error:
+            raise EngineGoneError(str(error)) from None
+        finally:
+            await close(stream)
+
+    async def _read_spool(self, sink: Sink) -> int:
+        """Poll the spool files until they have the trailers."""
+        while True:
+            for number in self._scanners:
+                self._scanners[number] = TrailerScanner(self._nonce)
+            state = await self._read_once(sink)
+            if (code := self._code()) is not None:
+                return code
+            if state == 3 and self._relaunch is not None:
+                # The agent before this one ended between its note and the exec: the command never began.
+                self._stream, self._relaunch = await self._relaunch(), None
+                await self._listen(sink)
+            elif state != 0:
+                return await self._untold(state)
+            else:
+                await asyncio.sleep(_POLL_S)
+
+    async def _read_once(self, sink: Sink) -> int | None:
+        offsets = {number: sink.length_of(number) for number in self._scanners}
+        words = [self._key, *(str(offset + 1) for offset in offsets.values())]
+        exec_id = await self._helper(_READER, words)
+        stream = await self._engine.start_exec(exec_id)
+        try:
+            while (message := await stream.read_out()) is not None:
+                text = self._scanners[message.stream].feed(message.data)
+                if text:
+                    await sink.write(message.stream, offsets[message.stream], text)
+                    offsets[message.stream] += len(text)
+        finally:
+            await close(stream)
+        return (await self._engine.exec_state(exec_id) or {}).get("ExitCode")
+
+    async def _untold(self, state: int | None) -> int:
+        """The command's script ended without a trailer: it was killed, or could not begin."""
+        known = await self._engine.inspect(self.container)
+        if known is None or known["State"]["Status"] != "running":
+            raise ExecutionError(FailureClass.LOST, "its container ended under it")
+        if state == 3:
+            reason = "the command could not be started in its container: is there a /bin/sh, and room on its disk?"
+            raise ExecutionError(FailureClass.FAILURE, reason, exit_code=_NO_SPOOL)
+        return 137
+
+    async def _exit(self, code: int) -> Exit:
+        return Exit(code=code, is_oom=code == 137 and await self._has_run_out_of_memory())
+
+    async def _has_run_out_of_memory(self) -> bool:
+        """Whether the kernel killed anything in it for its memory limit; engines do not say so of an exec."""
+        script = "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null"
+        exec_id = await self._helper(script, [])
+        stream = await self._engine.start_exec(exec_id)
+        text = b""
+        try:
+            while (message := await stream.read_out()) is not None:
+                text += message.data
+        finally:
+            await close(stream)
+        counts = [line.split()[1] for line in text.splitlines() if line.startswith(b"oom_kill ")]
+        return any(count != b"0" for count in counts)
+
+    async def _helper(self, script: str, words: Sequence[str]) -> str:
+        body = {
+            "Cmd": ["/bin/sh", "-c", script, "pistage", *words],
+            "User": "0", "WorkingDir": "/", "AttachStdout": True, "AttachStderr": True,
+        }  # fmt: skip
+        return await self._engine.create_exec(self.container, body)
+
+    async def signal(self, name: str) -> None:
+        """See `Running`."""
+        with contextlib.suppress(EngineGoneError, EngineError):
+            stream = await self._engine.start_exec(await self._helper(_SIGNAL, [self._key, name]))
+            try:
+                while await stream.read_out() is not None:
+                    pass
+            finally:
+                await close(stream)

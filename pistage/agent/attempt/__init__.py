@@ -1,0 +1,1 @@
+"""One attempt of a task: its steps in order, their output, their ends."""

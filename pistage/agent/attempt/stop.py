@@ -1,0 +1,65 @@
+"""Being stopped: why an attempt must end before its steps do, and scopes that such a stop, or a deadline, ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from pistage.core.model import Result, State
+from pistage.core.plan import FailureClass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Why the attempt ends early, and how it and the steps under way are said to have ended."""
+
+    state: State
+    reason: str
+    failure: FailureClass | None = None
+
+    def result(self) -> Result:
+        return Result(state=self.state, failure=self.failure, reason=self.reason)
+
+
+class StoppedError(Exception):
+    """A scope was left because of a stop, or (`stop` None) because its own deadline passed."""
+
+    def __init__(self, stop: Stop | None) -> None:
+        super().__init__(stop.reason if stop else "out of time")
+        self.stop = stop
+
+
+class Brake:
+    """Holds the attempt's one stop; the first that is requested stays."""
+
+    def __init__(self) -> None:
+        self.stop: Stop | None = None
+        self._scopes: set[asyncio.Timeout] = set()
+
+    def request(self, stop: Stop) -> None:
+        """Leave every scope, now and from now on."""
+        if self.stop is not None:
+            return
+        self.stop = stop
+        for scope in self._scopes:
+            scope.reschedule(0)
+
+    @asynccontextmanager
+    async def scope(self, deadline: float | None = None) -> AsyncIterator[None]:
+        """What runs inside is cancelled, and StoppedError raised, at a stop or at `deadline` of the loop's clock."""
+        if self.stop is not None:
+            raise StoppedError(self.stop)
+        timeout = asyncio.timeout_at(deadline)
+        try:
+            async with timeout:
+                self._scopes.add(timeout)
+                try:
+                    yield
+                finally:
+                    self._scopes.discard(timeout)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise StoppedError(self.stop) from None

@@ -24,7 +24,7 @@ class Probe:
 
 async def probe_engine(address: str = "") -> Probe:
     """Ask the engine at `address` (DOCKER_HOST, else the usual socket, unless given) for its version."""
-    from pistage.agent.runtimes.engine import Engine, EngineError, EngineGone
+    from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 
     engine = Engine(address)
     try:
@@ -32,8 +32,10 @@ async def probe_engine(address: str = "") -> Probe:
             version = await engine.connect()
     except TimeoutError:
         return Probe(is_usable=False, reason=f"the engine at {engine.address} does not answer")
-    except (EngineGone, EngineError, ValueError) as error:
-        return Probe(is_usable=False, reason=f"no engine at {engine.address}: {error}")
+    except EngineGoneError:  # aiodocker's own words for it name a host that does not exist
+        return Probe(is_usable=False, reason=f"no engine answers at {engine.address}")
+    except (EngineError, ValueError) as error:
+        return Probe(is_usable=False, reason=f"the engine at {engine.address} refused: {error}")
     finally:
         await engine.close()
     return Probe(is_usable=True, reason=f"version {version.get('Version', 'unknown')} at {engine.address}")
@@ -41,7 +43,7 @@ async def probe_engine(address: str = "") -> Probe:
 
 async def probe_image(image: str, address: str = "") -> Probe:
     """Whether the engine has `image`, or can pull it."""
-    from pistage.agent.runtimes.engine import Engine, EngineError, EngineGone
+    from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 
     engine = Engine(address)
     try:
@@ -52,7 +54,7 @@ async def probe_image(image: str, address: str = "") -> Probe:
             await engine.pull(image, None, timeout_s=_PULL_S)
     except TimeoutError:
         return Probe(is_usable=False, reason=f"it could not be pulled in {_PULL_S:g} s")
-    except (EngineGone, EngineError, ValueError) as error:
+    except (EngineGoneError, EngineError, ValueError) as error:
         return Probe(is_usable=False, reason=f"it cannot be pulled: {error}")
     finally:
         await engine.close()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pistage.cli import embedded
-from pistage.cli.home import Home
+from pistage.cli.home import POLL_S, Home
 from pistage.cli.output import say
 from pistage.client import Client
 from pistage.config import ClientConfig, Config, read_token
 from pistage.errors import Code, PistageError
+
+#: Guests that need no longer than this to read the end are not worth a word.
+_QUIET_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +52,18 @@ async def connect(
             "no server is configured and nothing was run here yet",
             hint="set --server or PISTAGE_SERVER, or start with `pistage run FILE` or `pistage dev`",
         )
-    async with AsyncExitStack() as stack:
-        while True:
+    while True:
+        async with AsyncExitStack() as stack:
             if stack.enter_context(home.lock()):
                 yield await _owned(stack, home, needs_agent=needs_agent, runtime=runtime)
                 return
             endpoint = await home.endpoint(needs_agent=needs_agent)
-            if endpoint is not None:
+            if endpoint is not None and stack.enter_context(home.guest_lock()) and home.is_owned_at(endpoint):
                 token = settings.token or _read(endpoint.token_file)
                 client = await stack.enter_async_context(Client((endpoint.url,), token))
                 yield Connection(client=client)
                 return
+        await asyncio.sleep(POLL_S)  # the owner has left, or is about to
 
 
 async def find(config: Config[ClientConfig]) -> tuple[Sequence[str], str | None] | None:
@@ -69,22 +77,24 @@ async def find(config: Config[ClientConfig]) -> tuple[Sequence[str], str | None]
 
 
 async def _owned(stack: AsyncExitStack, home: Home, *, needs_agent: bool, runtime: str | None) -> Connection:
+    leaving = stack.enter_context(ExitStack())  # closed after the cluster: until then no guest comes in
     choice = await embedded.choose_runtime(runtime) if needs_agent else None
     if choice is not None and choice.note:
         say(f"note: {choice.note}", fg="yellow", bold=True)
     cluster = await stack.enter_async_context(embedded.cluster(home, choice=choice))
     client = await stack.enter_async_context(Client((cluster.url,), cluster.token))
-    if needs_agent:
 
-        async def leave(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-            if kind is None:
-                await _wait_for_guests(client)
+    async def leave(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None and needs_agent:
+            await _finish_runs(client)
+        if kind is None:
+            await _wait_for_guests(leaving, home)
 
-        stack.push_async_exit(leave)
+    stack.push_async_exit(leave)
     return Connection(client=client, is_embedded=True)
 
 
-async def _wait_for_guests(client: Client) -> None:
+async def _finish_runs(client: Client) -> None:
     """Other processes may have given this cluster work, or an earlier one left some: it is done before we leave."""
     told: set[str] = set()
     while True:
@@ -98,6 +108,18 @@ async def _wait_for_guests(client: Client) -> None:
                 say(f"waiting for {run['name']}#{run['number']}, which runs here too (Ctrl-C leaves)")
         async for _ in client.follow_events(runs[0]["id"]):
             pass
+
+
+async def _wait_for_guests(leaving: ExitStack, home: Home) -> None:
+    """Let other processes read to the end; from then on no new one comes in."""
+    is_told = False
+    deadline = time.monotonic() + _QUIET_S
+    while (fd := home.try_leave()) is None:
+        if not is_told and time.monotonic() > deadline:
+            is_told = True
+            say("waiting for another pistage that looks at this cluster (Ctrl-C leaves)")
+        await asyncio.sleep(POLL_S)
+    leaving.callback(os.close, fd)
 
 
 def _read(file: str) -> str | None:

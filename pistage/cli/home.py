@@ -9,14 +9,14 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from pistage.errors import Code, PistageError
 
-_POLL_S: Final = 0.05
+POLL_S: Final = 0.05
 _START_S: Final = 15.0
 
 
@@ -44,25 +44,22 @@ class Home:
         """Whether a cluster has ever run here."""
         return self.master_dir.exists()
 
-    @contextmanager
-    def lock(self) -> Iterator[bool]:
+    def lock(self) -> AbstractContextManager[bool]:
         """Try to become the owner; False if another process is. The lock goes with the process, however it ends."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise PistageError(
-                Code.STORAGE, f"cannot write to {self.path}: {error.strerror}", hint="set --data-dir"
-            ) from None
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(fd)
+        return self._locked("lock", fcntl.LOCK_EX)
+
+    def guest_lock(self) -> AbstractContextManager[bool]:
+        """Say that the owner's cluster is in use; False if the owner is about to leave."""
+        return self._locked("guests", fcntl.LOCK_SH)
+
+    def try_leave(self) -> int | None:
+        """For an owner that wants to leave: None while there are guests, else a descriptor that keeps new ones out."""
+        return self._try_lock("guests", fcntl.LOCK_EX)
+
+    def is_owned_at(self, endpoint: Endpoint) -> bool:
+        """Whether there is an owner, and it is the one at `endpoint`."""
+        with self.lock() as is_free:
+            return not is_free and self._read() == endpoint
 
     async def endpoint(self, *, needs_agent: bool) -> Endpoint | None:
         """The owner's endpoint, once it has one; None as soon as there is no owner any more.
@@ -77,7 +74,7 @@ class Home:
             endpoint = self._read()
             if endpoint and (endpoint.has_agent or not needs_agent):
                 return endpoint
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
         raise PistageError(
             Code.UNAVAILABLE,
             f"another pistage process holds {self.path} and does not say where it listens",
@@ -108,6 +105,30 @@ class Home:
             file.write(token + "\n")
         scratch.replace(self.token_file)
         return token
+
+    @contextmanager
+    def _locked(self, name: str, operation: int) -> Iterator[bool]:
+        fd = self._try_lock(name, operation)
+        try:
+            yield fd is not None
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _try_lock(self, name: str, operation: int) -> int | None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise PistageError(
+                Code.STORAGE, f"cannot write to {self.path}: {error.strerror}", hint="set --data-dir"
+            ) from None
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
 
     def _read(self) -> Endpoint | None:
         try:

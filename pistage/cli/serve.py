@@ -100,4 +100,5 @@ def start_logging(verbose: int, *, quiet: bool = False) -> None:
     level = [base, logging.INFO if quiet else logging.DEBUG, logging.DEBUG][min(verbose, 2)]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.DEBUG if verbose > 1 else logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for library in ("asyncio", "aiosqlite", "aiodocker"):
+        logging.getLogger(library).setLevel(logging.WARNING)

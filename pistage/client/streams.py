@@ -29,6 +29,7 @@ class Streams:
     async def follow_events(self, after: str = "") -> AsyncGenerator[Event, None]:
         """Every event behind `after`, then those to come, until the run is over."""
         resumption = _Resumption(self._transport)
+        is_finished = False
         while True:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
             request = Request(method="GET", path=f"{self._path}/events", headers=headers)
@@ -37,12 +38,13 @@ class Streams:
                     async for event in _events(pieces):
                         after = event.id or after
                         yield event
-                        if event.kind == "run_finished":
-                            return
-                if await self._is_over():
+                        is_finished = is_finished or event.kind == "run_finished"
+                if is_finished or await self._is_over():
                     return
                 await resumption.pause()
             except BROKEN as error:
+                if is_finished:
+                    return
                 await resumption.pause(error)
 
     async def follow_chunks(

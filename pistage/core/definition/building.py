@@ -11,7 +11,6 @@ from pistage.core.definition.nodes import Place
 from pistage.core.definition.settings import Settings
 from pistage.core.plan import Constraint, Context, RegistryAuth, Service, Step
 
-_NODES_MAX = 500_000  # of the documents of all uses of actions together: what expansion looks at
 _STEP_BYTES = 400  # of a step in JSON, before its own texts
 
 
@@ -21,16 +20,6 @@ class Budget:
 
     steps: int = limits.PLAN_STEPS_MAX
     bytes: int = limits.PLAN_BYTES_MAX
-    nodes: int = _NODES_MAX
-
-    def spend_use(self, nodes: int, page: Page, at: Place) -> None:
-        """One more use of an action whose document has that many nodes."""
-        self.nodes -= nodes
-        if self.nodes < 0:
-            page.error(
-                at, "plan-too-large", f"the actions used here come to more than {_NODES_MAX} keys and values", _SPLIT
-            )
-            raise StopError
 
     def spend_step(self, step: Step, page: Page, at: Place) -> None:
         """One more step."""

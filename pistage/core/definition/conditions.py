@@ -13,7 +13,8 @@ from pistage.core.definition.values import is_truthy
 from pistage.core.plan import When
 
 _WORDS = frozenset(When)
-_EXPECTED = "success, failure, always, or a condition such as .branch == 'main'"
+_EXPECTED = "success, failure, always or a condition"
+_HINT = "a condition names parameters that are known, as in .branch == 'main'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def verdict_of(  # noqa: PLR0911  # one return a form of `when`
         case ScalarNode() if (
             node.text.isidentifier() and node.text not in scope.entries and not _may_come(scope, renderer)
         ):
-            wrong_kind(page, node, "when", _EXPECTED)
+            wrong_kind(page, node, "when", _EXPECTED, _HINT)
             return Verdict()
         case ScalarNode() if is_template(node.text):
             value, is_known = renderer.value(node, scope, page)
@@ -48,7 +49,7 @@ def verdict_of(  # noqa: PLR0911  # one return a form of `when`
         case ScalarNode() if node.text.strip():
             return _decided(is_truthy(renderer.condition(node, scope, page)), node)
         case _:
-            wrong_kind(page, node, "when", _EXPECTED)
+            wrong_kind(page, node, "when", _EXPECTED, _HINT)
             return Verdict()
 
 

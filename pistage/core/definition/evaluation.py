@@ -87,7 +87,9 @@ def _item(tree: nodes.Expr, owner: Value, key: Value) -> Value:
             if isinstance(index, bool) or not isinstance(index, int):
                 raise TemplateError(f"the list '{_spelled(tree)}' is indexed by a number, not by '{name}'")
             return owner[index] if -len(owner) <= index < len(owner) else missing
-    raise TemplateError(f"'{name}' is asked of '{_spelled(tree)}', which is neither a mapping nor a list")
+    raise TemplateError(
+        f"'{name}' is asked of '{_spelled(tree)}', which is neither a mapping nor a list", f"take '.{name}' out"
+    )
 
 
 def _spelled(tree: nodes.Node) -> str:

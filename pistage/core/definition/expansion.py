@@ -14,7 +14,7 @@ from pistage.core.definition.conditions import Verdict, verdict_of
 from pistage.core.definition.fields import check_keys, count_field, text_field, texts_field, words_field
 from pistage.core.definition.findings import Page
 from pistage.core.definition.graph import layers_of, needs_of
-from pistage.core.definition.images import UNKNOWN, Exit, Images, check_inherits, entered, exit_of, is_image
+from pistage.core.definition.images import UNKNOWN, Exit, Images, check_image, check_inherits, entered, exit_of
 from pistage.core.definition.library import Library
 from pistage.core.definition.nodes import Node, Place, ScalarNode, shortened
 from pistage.core.definition.pistages import Definition, GroupSource, StepSource
@@ -101,6 +101,8 @@ class Expander:
     def settled(self, use: Use) -> Use:
         """`use` with its definition's own settings rendered, and the volumes and networks it declares noted."""
         page = use.definition.page
+        if not use.definition.settings.entries:
+            return use
         node = self.renderer.map(use.definition.settings, use.scope, page)
         for name, volume in declared_volumes(page, node.get("volumes")).items():
             self.volumes.setdefault(name, volume)
@@ -148,7 +150,9 @@ class Expander:
         if isinstance(rendered, ScalarNode) and rendered.is_unknown:
             return rendered.text
         text = text_field(page, rendered, "image")
-        return text if text is not None and is_image(text, page, node) else None
+        if text is not None:
+            check_image(text, page, node)
+        return text
 
     def _step(self, use: Use, step: StepSource, spot: Spot) -> tuple[PlanNode | None, Exit]:
         if step.dep is not None:
@@ -255,7 +259,6 @@ class Expander:
         inner = self._use_of(use, step, spot, definition, verdict)
         if definition is None or inner is None:
             return None, Exit(context=UNKNOWN)
-        self.budget.spend_use(definition.node_count, page, step.node)
         node, exit_ = self._body(inner, spot.task)
         return (
             replace(

@@ -41,9 +41,13 @@ def came(node: Node) -> str:
             return f"the number {node.text}"
 
 
-def wrong_kind(page: Page, node: Node, label: str, expected: str, hint: str | None = None) -> None:
+def wrong_kind(page: Page, node: Node, label: str, expected: str, hint: str) -> None:
     """Note that `node` is not what `label` takes."""
     page.error(node, "wrong-kind", f"{label} must be {expected}, not {came(node)}", hint)
+
+
+def _quoting(node: Node) -> str:
+    return f"quote it: '{shortened(node.text, 40)}'" if isinstance(node, ScalarNode) else "write a single text there"
 
 
 def text_field(page: Page, node: Node | None, label: str) -> str | None:
@@ -51,8 +55,7 @@ def text_field(page: Page, node: Node | None, label: str) -> str | None:
     if node is None or _is_unknown(node):
         return None
     if not isinstance(node, ScalarNode) or node.kind is not Kind.TEXT:
-        is_scalar = isinstance(node, ScalarNode)
-        wrong_kind(page, node, label, "a string", f"quote it: '{node.text}'" if is_scalar else None)  # type: ignore[union-attr]
+        wrong_kind(page, node, label, "a string", _quoting(node))
         return None
     if not node.text.strip():
         page.error(node, "empty", f"{label} is empty", f"write a value, or take '{label}' out")
@@ -65,7 +68,7 @@ def word_field(page: Page, node: Node | None, label: str) -> str | None:
     if node is None or _is_unknown(node):
         return None
     if not isinstance(node, ScalarNode):
-        wrong_kind(page, node, label, "a single value")
+        wrong_kind(page, node, label, "a single value", "write one text, number or boolean")
         return None
     if node.kind is Kind.BOOLEAN:
         return "true" if is_true(node) else "false"
@@ -90,19 +93,19 @@ def count_field(page: Page, node: Node | None, label: str, most: int) -> int | N
         number = int(node.text)
         if number <= most:
             return number
-    wrong_kind(page, node, label, f"a whole number from 0 to {most}")
+    wrong_kind(page, node, label, f"a whole number from 0 to {most}", "write digits only")
     return None
 
 
 def measure_field(
-    page: Page, node: Node | None, label: str, parse: Callable[[str], T | None], expected: str
+    page: Page, node: Node | None, label: str, parse: Callable[[str], T | None], *, expected: str, sample: str
 ) -> T | None:
-    """A scalar that `parse` understands."""
+    """A scalar that `parse` understands, as it does `sample`."""
     if node is None or _is_unknown(node):
         return None
     value = parse(node.text) if isinstance(node, ScalarNode) and node.kind not in (Kind.NULL, Kind.BOOLEAN) else None
     if value is None:
-        wrong_kind(page, node, label, expected)
+        wrong_kind(page, node, label, expected, f"write for example {sample}")
     return value
 
 
@@ -114,7 +117,7 @@ def duration_field(page: Page, node: Node | None, label: str) -> float | None:
         return seconds if seconds is not None and 0 < seconds <= limits.TASK_TIMEOUT_MAX_S else None
 
     return measure_field(
-        page, node, label, parse, "a duration up to 7d, such as 90s, 10m, 1h30m or a number of seconds"
+        page, node, label, parse, expected="a duration up to 7d: 90s, 10m, 1h30m or a number of seconds", sample="10m"
     )
 
 
@@ -137,7 +140,7 @@ def map_field(page: Page, node: Node | None, label: str, expected: str = "a mapp
     if node is None or isinstance(node, MapNode):
         return node
     if not _is_unknown(node):
-        wrong_kind(page, node, label, expected)
+        wrong_kind(page, node, label, expected, "write 'name: value' lines below it")
     return None
 
 
@@ -148,7 +151,7 @@ def list_field(page: Page, node: Node | None, label: str, expected: str = "a lis
     if isinstance(node, ListNode):
         return node.items
     if not _is_unknown(node):
-        wrong_kind(page, node, label, expected)
+        wrong_kind(page, node, label, expected, "write '- …' lines below it")
     return ()
 
 
@@ -162,8 +165,7 @@ def texts_field(page: Page, node: Node | None, label: str) -> tuple[str, ...] | 
             page.error(node, "empty", f"{label} is empty", f"write a value, or take '{label}' out")
         return tuple(text for text in texts if text is not None) if texts and None not in texts else None
     if not isinstance(node, ScalarNode) or node.kind is not Kind.TEXT:
-        hint = f"quote it: '{node.text}'" if isinstance(node, ScalarNode) else None
-        wrong_kind(page, node, label, "a string or a list of strings", hint)
+        wrong_kind(page, node, label, "a string or a list of strings", _quoting(node))
         return None
     text = text_field(page, node, label)
     return None if text is None else (text,)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pistage.core import limits
 from pistage.core.definition.building import TaskBuilder
 from pistage.core.definition.conditions import verdict_of
+from pistage.core.definition.counting import Counter
 from pistage.core.definition.expansion import Expander, Use
 from pistage.core.definition.graph import Needs, needs_of
 from pistage.core.definition.library import Library
@@ -31,6 +32,7 @@ class Grouped:
 def plan_groups(definition: Definition, given: Scope, library: Library, renderer: Renderer) -> Grouped:
     """The tasks of `definition` at the root, with the parameters given to the run."""
     page = definition.page
+    Counter(library).check(definition)
     needs = needs_of(definition.groups, page)
     scope = renderer.defaults(definition.with_, given, page, "with of the definition")
     expander = Expander(library, renderer)

@@ -54,7 +54,7 @@ def entered(previous: Exit, node: MapNode, page: Page) -> str:
 
 def _chosen(previous: Exit, wanted: Node, page: Page) -> str:
     if not isinstance(wanted, ScalarNode):
-        wrong_kind(page, wanted, "from", "the name of a group")
+        wrong_kind(page, wanted, "from", "the name of a group", "write for example from: main")
         return UNKNOWN
     found = previous.choices.get(wanted.text)
     if found is not None and found.context is not None:
@@ -69,7 +69,12 @@ def _chosen(previous: Exit, wanted: Node, page: Page) -> str:
             )
         return UNKNOWN
     groups = ", ".join(shortened(name, 40) for name in previous.choices)
-    page.error(wanted, "bad-from", f"'from' must name one of the groups {groups}, not '{shortened(wanted.text)}'", None)
+    page.error(
+        wanted,
+        "bad-from",
+        f"'from' must name one of the groups {groups}, not '{shortened(wanted.text)}'",
+        "name one of them",
+    )
     return UNKNOWN
 
 
@@ -85,9 +90,9 @@ def check_inherits(node: MapNode, page: Page) -> None:
             )
 
 
-def is_image(text: str, page: Page, at: Place) -> bool:
-    """Whether `text` is shaped like an image's name; the page says why not."""
-    if text.isprintable() and not any(char.isspace() for char in text) and len(text) <= 500 and text[0] not in "-/":
-        return True
-    page.error(at, "bad-image", f"'{shortened(text)}' cannot be the name of an image", "write it as registry/name:tag")
-    return False
+def check_image(text: str, page: Page, at: Place) -> None:
+    """Note what is not shaped like an image's name."""
+    if not text.isprintable() or any(char.isspace() for char in text) or len(text) > 500 or text[0] in "-/":
+        page.error(
+            at, "bad-image", f"'{shortened(text)}' cannot be the name of an image", "write it as registry/name:tag"
+        )

@@ -132,4 +132,5 @@ class _JsonReader:
         rest = self._text[self._at : self._at + 20]
         came = f"'{shortened(rest, 20)}'" if rest.strip() else "the end"
         at = Place(line=line, column=column, path=self._builder.path)
-        return UnreadableError("bad-json", f"not valid JSON: expected {expected}, got {came}", None, at)
+        hint = "texts and keys stand in double quotes, and no ',' stands before a closing bracket"
+        return UnreadableError("bad-json", f"not valid JSON: expected {expected}, got {came}", hint, at)

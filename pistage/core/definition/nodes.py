@@ -166,6 +166,9 @@ class UnreadableError(Exception):
         self.at = at
 
 
+TOO_DEEP = f"the document is nested deeper than {limits.DOCUMENT_DEPTH_MAX} levels"
+
+
 @dataclass(slots=True)
 class _Open:
     place: Place
@@ -244,7 +247,7 @@ class TreeBuilder:
         if len(self._open) >= limits.DOCUMENT_DEPTH_MAX:
             raise UnreadableError(
                 "too-deep",
-                f"the document is nested deeper than {limits.DOCUMENT_DEPTH_MAX} levels",
+                TOO_DEEP,
                 "take it apart into actions",
                 place,
             )

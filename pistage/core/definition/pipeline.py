@@ -21,7 +21,7 @@ from pistage.core.definition.fields import (
 )
 from pistage.core.definition.findings import Page
 from pistage.core.definition.graph import Needs, checked_needs
-from pistage.core.definition.images import is_image
+from pistage.core.definition.images import check_image
 from pistage.core.definition.nodes import ListNode, MapNode, Node, ScalarNode, shortened
 from pistage.core.definition.reservation import reservation_of
 from pistage.core.definition.scope import Renderer, Scope, check_names
@@ -239,8 +239,8 @@ class _Pipeline:
         image = text_field(self.page, node.get("image"), "image")
         if node.get("image") is None:
             self.page.error(node, "no-image", "a step needs an 'image'", "give it 'image': '…'")
-        if image is None or not is_image(image, self.page, node.entries["image"]):
-            return None
+        if image is not None:
+            check_image(image, self.page, node.entries["image"])
         return image
 
 
@@ -262,7 +262,7 @@ def _environment(node: MapNode, page: Page) -> dict[str, str]:
         if text is None:
             continue
         if not equals:
-            wrong_kind(page, item, "an item of environmentString", "NAME=value")
+            wrong_kind(page, item, "an item of environmentString", "NAME=value", "put a '=' behind the name")
         elif is_variable(page, item, name):
             found[name] = value
     return found | environment_field(page, node.get("environment"), "environment")
@@ -285,7 +285,7 @@ def _auth(node: Node | None, page: Page) -> RegistryAuth | None:
         elif isinstance(item, ScalarNode):
             known[name] = "" if mapping.get(key) is None else item.text
         else:
-            page.error(item, "wrong-kind", f"authConfig.{name} must be a string", None)
+            page.error(item, "wrong-kind", f"authConfig.{name} must be a string", "write it in quotes")
     if not any(known.values()):
         return None
     return RegistryAuth(username=known["username"], password=known["password"], server_address=known["serveraddress"])

@@ -73,12 +73,8 @@ def _backoff(page: Page, node: Node | None) -> Backoff:
     default = Backoff()
     initial = duration_field(page, mapping.get("initial"), "retry.backoff.initial")
     most = duration_field(page, mapping.get("max"), "retry.backoff.max")
-    factor = measure_field(
-        page, mapping.get("factor"), "retry.backoff.factor", lambda text: _between(text, 1, 10), "a number from 1 to 10"
-    )
-    jitter = measure_field(
-        page, mapping.get("jitter"), "retry.backoff.jitter", lambda text: _between(text, 0, 1), "a number from 0 to 1"
-    )
+    factor = _number(page, mapping.get("factor"), "retry.backoff.factor", (1, 10))
+    jitter = _number(page, mapping.get("jitter"), "retry.backoff.jitter", (0, 1))
     return Backoff(
         initial_s=default.initial_s if initial is None else initial,
         factor=default.factor if factor is None else factor,
@@ -87,9 +83,14 @@ def _backoff(page: Page, node: Node | None) -> Backoff:
     )
 
 
-def _between(text: str, least: float, most: float) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if least <= number <= most else None
+def _number(page: Page, node: Node | None, label: str, bounds: tuple[float, float]) -> float | None:
+    least, most = bounds
+
+    def parse(text: str) -> float | None:
+        try:
+            number = float(text)
+        except ValueError:
+            return None
+        return number if least <= number <= most else None
+
+    return measure_field(page, node, label, parse, expected=f"a number from {least} to {most}", sample=str(most))

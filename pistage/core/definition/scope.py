@@ -91,6 +91,8 @@ class Renderer:
 
     def map(self, node: MapNode, scope: Scope, page: Page) -> MapNode:
         """A mapping with the templates in its values rendered; its keys are never templates."""
+        if not node.entries:
+            return node
         return replace(node, entries={key: self.node(item, scope, page) for key, item in node.entries.items()})
 
     def scalar(self, node: ScalarNode, scope: Scope, page: Page) -> ScalarNode:
@@ -183,7 +185,7 @@ class Renderer:
         """What a template that cannot be rendered leaves: a text not known yet, and a finding unless that is fine."""
         unknown = replace(node, text=f"<{shortened(node.text, 40)}>", is_unknown=True)
         if error.code != "missing-parameter":
-            page.error(node, error.code, error.message, error.hint)
+            page.error(node, error.code, error.message, error.hint or "correct the template")
             return unknown
         names = self._template(node.text).names
         if scope.is_skipped or any(scope.entries[name].is_unknown for name in names if name in scope.entries):
@@ -196,9 +198,9 @@ class Renderer:
         if len(missing) > 1:
             subject = f"the parameters {_listed(missing)} have no values"
         known = f"known are {_listed(sorted(scope.entries))}" if scope.entries else "no parameter is known here"
-        hint = (
-            "give it when the run is started, or in 'with'" if scope.is_root else "give it in 'with' beside the 'dep'"
-        )
+        hint = "give it when the run is started, or in 'with'" if scope.is_root else "give it in 'with' beside the 'dep'"
+        if missing and missing[0][:1].isupper():
+            hint = f"{hint}; around braces meant for a command write {{% raw %}}…{{% endraw %}}"
         note = page.error if self.is_strict else page.warn
         note(node, "missing-parameter", f"{subject}; {known}", hint)
         return unknown

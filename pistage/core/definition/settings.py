@@ -136,8 +136,12 @@ def _resources(node: Node | None, page: Page) -> tuple[int | None, int | None, i
         return None, None, None
     check_keys(page, mapping, {"cpus", "memory", "gpus"}, "resources")
     return (
-        measure_field(page, mapping.get("cpus"), "cpus", milli_of, "a number of cores such as 0.5, 2 or 500m"),
-        measure_field(page, mapping.get("memory"), "memory", bytes_of, "a size of at least 6m, such as 512Mi or 2g"),
+        measure_field(
+            page, mapping.get("cpus"), "cpus", milli_of, expected="a number of cores", sample="0.5, 2 or 500m"
+        ),
+        measure_field(
+            page, mapping.get("memory"), "memory", bytes_of, expected="a size of at least 6m", sample="512Mi or 2g"
+        ),
         count_field(page, mapping.get("gpus"), "gpus", 64),
     )
 
@@ -185,7 +189,9 @@ def _mapped(page: Page, node: MapNode, key: str) -> Constraint | None:
     for value in item.items if isinstance(item, ListNode) else (item,):
         text = _label_value(value)
         if text is None:
-            wrong_kind(page, value, f"the label '{key}'", "a single value or a list of them")
+            wrong_kind(
+                page, value, f"the label '{key}'", "a plain value or a list of them", "write for example gpu: true"
+            )
             return None
         values.append(text)
     return Constraint(key=key, operator="in", values=tuple(values)) if values else None

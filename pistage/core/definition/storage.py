@@ -64,7 +64,7 @@ def _declarations(page: Page, node: Node | None, label: str) -> Iterator[tuple[s
             if name is not None:
                 yield name, item, item
         elif isinstance(item, ListNode):
-            wrong_kind(page, item, f"an item of {label}", "a name or a mapping with 'name'")
+            wrong_kind(page, item, f"an item of {label}", "a name or a mapping with 'name'", "write '- name: …'")
 
 
 def _declaration(page: Page, node: Node | None, label: str) -> tuple[str | None, bool]:
@@ -166,7 +166,9 @@ def is_path(page: Page, at: Place, path: str, label: str) -> bool:
     elif ".." in path.split("/"):
         page.error(at, "bad-path", f"{label} cannot hold '..': '{shortened(path)}'", "write the path without detours")
     elif len(path) > _PATH_CHARS_MAX or not path.isprintable():
-        page.error(at, "bad-path", f"{label} is too long or holds a character that cannot be shown", None)
+        page.error(
+            at, "bad-path", f"{label} is too long or holds a character that cannot be shown", "write a plain path"
+        )
     else:
         return True
     return False
@@ -188,7 +190,9 @@ def attachments_field(page: Page, node: Node | None, *, declares: bool = False) 
 
 def _attachment(page: Page, item: Node) -> Attachment | None:
     if isinstance(item, ListNode):
-        page.error(item, "wrong-kind", "an item of networks must be a name or a mapping with 'name', not a list")
+        page.error(
+            item, "wrong-kind", "an item of networks must be a name or a mapping, not a list", "write '- name: …'"
+        )
         return None
     if isinstance(item, ScalarNode):
         name = text_field(page, item, "an item of networks")

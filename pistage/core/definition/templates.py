@@ -112,7 +112,7 @@ class _Parser:
                 break
             at, eats_blanks = self._braces(found)
         if self._open:
-            raise TemplateError("a '{% if %}' has no '{% endif %}'")
+            raise TemplateError("a '{% if %}' has no '{% endif %}'", "end it with {% endif %}")
         return Template(self.segments, frozenset(self.names - self.guarded))
 
     def _literal(self, literal: str, following: re.Match[str] | None) -> None:
@@ -157,7 +157,7 @@ class _Parser:
     def _raw(self, start: int, eats_blanks: bool) -> tuple[int, bool]:
         end = _ENDRAW.search(self.text, start)
         if end is None:
-            raise TemplateError("a '{% raw %}' has no '{% endraw %}'")
+            raise TemplateError("a '{% raw %}' has no '{% endraw %}'", "end it with {% endraw %}")
         literal = self.text[start : end.start()]
         literal = literal.lstrip() if eats_blanks else literal
         self._target.append(literal.rstrip() if end.group(1) else literal)
@@ -167,7 +167,9 @@ class _Parser:
         match word:
             case "if":
                 if len(self._open) >= _BRANCHES_MAX:
-                    raise TemplateError(f"'{{% if %}}' is nested deeper than {_BRANCHES_MAX} levels")
+                    raise TemplateError(
+                        f"'{{% if %}}' is nested deeper than {_BRANCHES_MAX} levels", "use {% elif … %}"
+                    )
                 branching = Branching([(self._expression(rest, "{% if %}"), [])])
                 self._target.append(branching)
                 self._open.append(branching)
@@ -175,7 +177,7 @@ class _Parser:
                 condition = self._expression(rest, "{% elif %}") if word == "elif" else None
                 branches = self._innermost(word).branches
                 if branches[-1][0] is None:
-                    raise TemplateError(f"'{{% {word} %}}' stands behind '{{% else %}}'")
+                    raise TemplateError(f"'{{% {word} %}}' stands behind '{{% else %}}'", "put it before {% else %}")
                 branches.append((condition, []))
             case "endif":
                 self._innermost(word)
@@ -189,7 +191,7 @@ class _Parser:
 
     def _innermost(self, word: str) -> Branching:
         if not self._open:
-            raise TemplateError(f"'{{% {word} %}}' has no '{{% if %}}'")
+            raise TemplateError(f"'{{% {word} %}}' has no '{{% if %}}'", "begin with {% if … %}")
         return self._open[-1]
 
     def _expression(self, source: str, where: str) -> Expression:

@@ -11,9 +11,15 @@ from typing import Any
 
 import yaml
 
-from pistage.core.definition.nodes import Kind, Node, Place, TreeBuilder, UnreadableError, kind_of
+from pistage.core import limits
+from pistage.core.definition.nodes import TOO_DEEP, Kind, Node, Place, TreeBuilder, UnreadableError, kind_of
 
-_PARSER: Any = getattr(yaml, "CParser", None)
+try:
+    from yaml._yaml import CParser
+
+    _C_PARSER: Any = CParser
+except ImportError:  # PyYAML without libyaml
+    _C_PARSER = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,8 @@ def read_yaml(text: str) -> YamlText:
 
 def events_of(text: str, parser: Any = None) -> Any:
     """The event-level parser: libyaml's where PyYAML has it (fifty times faster), its own otherwise."""
-    kind = parser or _PARSER
-    if kind is not None:
-        return kind(text)
-    return yaml.Loader(text)  # only its get_event is called: nothing is composed or constructed
+    kind = parser or _C_PARSER or yaml.Loader  # of the latter only get_event is called: nothing is constructed
+    return kind(text)
 
 
 class _YamlReader:
@@ -142,6 +146,8 @@ class _YamlReader:
         depth = 2
         while depth:
             event = parser.get_event()
+            if depth + len(self._flows) > limits.DOCUMENT_DEPTH_MAX:
+                raise self._refused("too-deep", TOO_DEEP, line, column, "take it apart into actions")
             if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
                 depth += 1
             elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
@@ -182,6 +188,8 @@ def _phrase(problem: str, context: str, begun: int, char: str) -> tuple[str, str
         return "not valid YAML: a tab stands where only spaces may", "indent with spaces"
     if "cannot start any token" in problem:
         return f"not valid YAML: a text cannot begin with '{char}'", "quote the text"
+    if "quoted scalar" in context and "end of stream" not in problem and "document separator" not in problem:
+        return f"not valid YAML: the quoted text that begins on line {begun} holds a wrong escape", "write a \\ as \\\\"
     if "quoted scalar" in context:
         return f"not valid YAML: the quoted text that begins on line {begun} does not end", "close the quotes"
     if "could not find expected ':'" in problem:
@@ -191,4 +199,6 @@ def _phrase(problem: str, context: str, begun: int, char: str) -> tuple[str, str
     if "',' or" in problem:
         closer = "]" if "]" in problem else "}"
         return f"not valid YAML: expected ',' or '{closer}' in what begins on line {begun}", f"close it with '{closer}'"
-    return f"not valid YAML: {problem}", None
+    if "node content" in problem:
+        return "not valid YAML: a value is expected here", "write one, or close what is open"
+    return f"not valid YAML: {problem}", "quote the text, or check the indentation"

@@ -40,7 +40,8 @@ from pistage.wire import (
 
 log = logging.getLogger(__name__)
 
-_SWEEP_RETRY_S = 5.0
+_CHORE_RETRY_MIN_S = 0.1
+_CHORE_RETRY_MAX_S = 5.0
 
 
 class Agent:
@@ -62,6 +63,7 @@ class Agent:
         self._runners: dict[str, Runner] = {}
         self._entries: dict[str, Entry] = {}
         self._beginning: set[str] = set()
+        self._runs: set[str] = set()
         self._chores: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
         self._is_resumed = False
@@ -134,15 +136,14 @@ class Agent:
         verdicts = {verdict.attempt_id: verdict for verdict in welcome.verdicts}
         for attempt_id, entry in list(self._entries.items()):
             verdict = verdicts.get(attempt_id)
-            if verdict is None:
-                continue  # assigned between our hello and now: nothing was said about it
             if attempt_id not in self._runners:
                 self._take_up(entry)
-            if not verdict.is_kept:
+            if verdict is not None and not verdict.is_kept:
                 self._abandon(attempt_id, verdict.reason or "the masters do not know it any more")
         if not self._is_resumed:
             self._is_resumed = True
-            self._begin_chore(self._sweep(welcome.cluster_id, tuple(self._entries), welcome.live_runs))
+            self._runs |= set(welcome.live_runs)
+            self._begin_chore(self._sweep(welcome.cluster_id))
 
     async def received(self, message: ToAgent) -> None:
         """One message of the master's."""
@@ -177,6 +178,7 @@ class Agent:
             raise PistageError(Code.INVALID, "an assignment whose ids are not ours")
         assert self._journal is not None, "assignments come over a session, and that begins after the journal"
         self._beginning.add(attempt_id)
+        self._runs.add(assign.run_id)
         try:
             self._entries[attempt_id] = entry = await self._journal.begin(assign)
         finally:
@@ -198,7 +200,12 @@ class Agent:
         self._begin_chore(self._see_through(runner, entry))
 
     async def _see_through(self, runner: Runner, entry: Entry) -> None:
-        await runner.run()
+        try:
+            await runner.run()
+        except Exception as bug:
+            # One attempt that meets a bug of ours must not take the others on this machine with it.
+            log.exception("attempt=%s ends by an error inside the agent", entry.attempt_id)
+            await runner.give_up(f"an error inside the agent: {bug!r}")
         if runner.is_abandoned:
             self._forget(entry)
         else:
@@ -238,22 +245,27 @@ class Agent:
         assert self._chores is not None, "there is no chore before there is a session"
         self._chores.create_task(_as_coroutine(chore))
 
-    async def _sweep(self, cluster_id: str, attempts: Sequence[str], runs: Sequence[str]) -> None:
+    async def _sweep(self, cluster_id: str) -> None:
+        # Views of what there is when it is looked at: work that comes in meanwhile is not taken for a leftover.
+        attempts, runs = self._entries.keys(), self._runs
         await _until_done(lambda: self._runtime.sweep(cluster_id, attempts, runs), "sweep")
 
     async def _release(self, run_id: str) -> None:
+        self._runs.discard(run_id)
         await _until_done(lambda: self._runtime.release(run_id), f"run={run_id} release")
 
 
 async def _until_done(job: Callable[[], Awaitable[None]], what: str) -> None:
     """Again until it worked: what cannot be removed now, because it is in use or the engine is away, can be later."""
+    wait_s = _CHORE_RETRY_MIN_S
     while True:
         try:
             await job()
             return
         except ExecutionError as failure:
-            log.warning("%s waits: %s", what, failure.reason)
-            await asyncio.sleep(_SWEEP_RETRY_S)
+            log.debug("%s waits: %s", what, failure.reason)
+        await asyncio.sleep(wait_s)
+        wait_s = min(wait_s * 2, _CHORE_RETRY_MAX_S)
 
 
 async def _as_coroutine(job: Awaitable[None]) -> None:

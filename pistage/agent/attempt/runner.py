@@ -99,6 +99,15 @@ class Runner:
             log.info("attempt=%s task=%s %s %s", self.attempt_id, self._assign.task.name, result.state, result.reason)
         await self._remove()
 
+    async def give_up(self, reason: str) -> None:
+        """After a bug of ours: say so, and remove what can be removed."""
+        if self.finished is None:
+            result = words.failed(FailureClass.LOST, reason)
+            await self._report(
+                Finished(at=now_ms(), attempt_id=self.attempt_id, fence=self.fence, result=result)
+            )  # fmt: skip
+        await self._remove()
+
     async def _remove(self) -> None:
         """Until it is gone; an engine that is away for now holds this up and nothing else."""
         while True:

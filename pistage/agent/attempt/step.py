@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 from pistage.agent.attempt import words
@@ -47,7 +48,8 @@ class StepRunner:
         self._started = {event.step: event for event in entry.events if isinstance(event, StepStarted)}
         self._resumed = frozenset(self._started)
         self._finished = {event.step: event for event in entry.events if isinstance(event, StepFinished)}
-        self._over = set(self._finished)
+        steps = list(self._assign.task.steps())
+        self._left = Counter(step.context for step in steps if step.id not in self._finished)
         #: Whether every step ran, or was skipped, as it would have without a stop.
         self.was_untouched = True
 
@@ -116,8 +118,8 @@ class StepRunner:
                 step=step.id, result=result, stdout=stdout, stderr=stderr,
             )
         )  # fmt: skip
-        self._over.add(step.id)
-        if all(other.id in self._over for other in self._assign.task.steps() if other.context == step.context):
+        self._left[step.context] -= 1
+        if not self._left[step.context]:
             self._place.retire(self._assign.task.context_of(step))
         return self._note(step, result)
 

@@ -12,6 +12,7 @@ from pistage.wire import Assign
 
 STDOUT = 1
 STDERR = 2
+_WORD_BYTES_MAX = 120_000  # characters of four bytes still fit when there are a quarter as many
 
 
 class ExecutionError(Exception):
@@ -40,6 +41,18 @@ class Command:
     workdir: str = "/workspace"
     user: str | None = None
     is_resumed: bool = False
+
+
+def script_argv(script: str) -> list[str]:
+    """The words that run a script with `/bin/sh -e`.
+
+    The kernel takes no single word of 128 KiB; a longer script comes in pieces, which the shell puts together.
+    """
+    if len(script.encode()) <= _WORD_BYTES_MAX:
+        return ["/bin/sh", "-ec", script]
+    pieces = [script[at : at + _WORD_BYTES_MAX // 4] for at in range(0, len(script), _WORD_BYTES_MAX // 4)]
+    joined = "".join(f"${{{number}}}" for number in range(1, len(pieces) + 1))
+    return ["/bin/sh", "-ec", f'__script="{joined}"; set --; eval "$__script"', "/bin/sh", *pieces]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

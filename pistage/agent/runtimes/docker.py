@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from pistage.agent import policy
-from pistage.agent.runtimes.base import Command, ExecutionError, Notebook, Place, Running
+from pistage.agent.runtimes.base import Command, ExecutionError, Notebook, Place, Running, script_argv
 from pistage.agent.runtimes.binds import BindPolicy
 from pistage.agent.runtimes.docker_images import Images
 from pistage.agent.runtimes.docker_objects import Objects
 from pistage.agent.runtimes.docker_own import OwnProcess
 from pistage.agent.runtimes.docker_services import Services
-from pistage.agent.runtimes.docker_shared import SharedContainer
+from pistage.agent.runtimes.docker_shared import SharedContainer, is_root
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 from pistage.config import AgentConfig
 from pistage.core.plan import Context, FailureClass, RegistryAuth
@@ -166,13 +166,21 @@ class DockerPlace:
     async def start(self, context: Context, command: Command) -> Running:
         """See `Place`."""
         with translated():
-            if self._assign.task.is_shared(context):
+            if self._assign.task.is_shared(context) or await self._needs_open_workspace(context, command):
                 return await self._shared_container(context).start(command)
             return await self._start_own(context, command)
 
+    async def _needs_open_workspace(self, context: Context, command: Command) -> bool:
+        """Whether a user other than root runs a script: the directory that the engine makes for it is root's alone."""
+        if command.script is None:
+            return False
+        image = await self._runtime.images.ensure(context.image, context.auth)
+        user = command.user or (image.get("Config") or {}).get("User")
+        return not is_root(user)
+
     def _shared_container(self, context: Context) -> SharedContainer:
         if context.id not in self._shared:
-            workdirs = [step.workdir for step in self._assign.task.steps() if step.context == context.id]
+            steps = [step for step in self._assign.task.steps() if step.context == context.id]
             self._shared[context.id] = SharedContainer(
                 self._engine,
                 self._notebook,
@@ -180,7 +188,8 @@ class DockerPlace:
                 image=lambda: self._runtime.images.ensure(context.image, context.auth),
                 create=lambda spec: self._create_step(context, spec),
                 name=f"{self._prefix}-{context.id}",
-                workdirs=tuple(dict.fromkeys(workdirs)),
+                workdirs=tuple(dict.fromkeys(step.workdir for step in steps)),
+                users=tuple(step.user for step in steps if step.user),
             )
         return self._shared[context.id]
 
@@ -193,8 +202,8 @@ class DockerPlace:
         await self._runtime.images.ensure(context.image, context.auth)
         spec = policy.ContainerSpec(
             image=context.image,
-            entrypoint=("/bin/sh", "-ec") if command.script is not None else command.entrypoint,
-            command=(command.script,) if command.script is not None else command.command,
+            entrypoint=command.entrypoint if command.script is None else script_argv(command.script)[:1],
+            command=command.command if command.script is None else script_argv(command.script)[1:],
             env=command.env,
             workdir=command.workdir,
             user=command.user or "",

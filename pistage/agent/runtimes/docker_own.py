@@ -38,6 +38,9 @@ class OwnProcess:
         stream = await engine.attach(container)
         try:
             await engine.start(container)
+        except EngineError as error:
+            await close(stream)
+            raise EngineError(error.status, f"its container could not be started: {error.message}") from None
         except BaseException:
             await close(stream)
             raise

@@ -19,7 +19,17 @@ from typing import Any
 from aiodocker.stream import Stream
 
 from pistage.agent import policy
-from pistage.agent.runtimes.base import STDERR, STDOUT, Command, ExecutionError, Exit, Notebook, Running, Sink
+from pistage.agent.runtimes.base import (
+    STDERR,
+    STDOUT,
+    Command,
+    ExecutionError,
+    Exit,
+    Notebook,
+    Running,
+    Sink,
+    script_argv,
+)
 from pistage.agent.runtimes.docker_own import close, wait_for_engine
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 from pistage.agent.runtimes.trailer import TrailerScanner
@@ -101,6 +111,7 @@ class SharedContainer:
         create: Callable[[policy.ContainerSpec], Awaitable[str | None]],
         name: str,
         workdirs: Sequence[str],
+        users: Sequence[str],
     ) -> None:
         self._engine = engine
         self._notebook = notebook
@@ -109,6 +120,7 @@ class SharedContainer:
         self._create = create
         self._name = name
         self._workdirs = workdirs
+        self._users = users
         self._lock = asyncio.Lock()
         self._container = ""
         self._config: dict[str, Any] = {}
@@ -131,12 +143,11 @@ class SharedContainer:
     async def _open(self) -> None:
         image = await self._image()
         self._config = image.get("Config") or {}
-        user = self._config.get("User") or ""
-        is_root = user.partition(":")[0] in {"", "0", "root"}
+        is_open = not all(is_root(user) for user in [self._config.get("User"), *self._users])
         spec = policy.ContainerSpec(
             image="",
             entrypoint=("/bin/sh", "-c", _KEEPER, "pistage"),
-            command=("closed" if is_root else "open", *self._workdirs),
+            command=("open" if is_open else "closed", *self._workdirs),
             user="0",
             workdir="/",
         )
@@ -172,11 +183,16 @@ class SharedContainer:
 
     def _words(self, command: Command) -> list[str]:
         if command.script is not None:
-            return ["/bin/sh", "-ec", command.script]
+            return script_argv(command.script)
         entrypoint = command.entrypoint if command.entrypoint is not None else self._config.get("Entrypoint") or ()
         # As the engine has it: an entrypoint of one's own does away with the image's command.
         default = () if command.entrypoint is not None else self._config.get("Cmd") or ()
         return [*entrypoint, *(command.command if command.command is not None else default)]
+
+
+def is_root(user: str | None) -> bool:
+    """Whether a container's `User` is root, which it is unless something is said."""
+    return (user or "").partition(":")[0] in {"", "0", "root"}
 
 
 class ExecProcess:

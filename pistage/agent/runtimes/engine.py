@@ -42,7 +42,7 @@ class EngineError(Exception):
 
 
 class Engine:
-    """A client of one engine. A call raises EngineGoneError or EngineError, and waits for ever only where it says so."""
+    """A client of one engine. Calls raise EngineGoneError or EngineError, and wait for ever only where they say so."""
 
     def __init__(self, address: str) -> None:
         self.address = address or os.environ.get("DOCKER_HOST") or DEFAULT
@@ -238,13 +238,17 @@ class Engine:
         headers = {"X-Registry-Auth": _registry_header(auth)} if auth and auth.username else {}
         has_tag = "@" in name or ":" in name.rpartition("/")[2]
         query = {"fromImage": name} | ({} if has_tag else {"tag": "latest"})
-        async with self._request(
-            "POST", "images/create", query=query, headers=headers, timeout_s=timeout_s
-        ) as response:
-            async for line in response.content:
-                progress = json.loads(line) if line.strip() else {}
-                if message := progress.get("error"):
-                    raise EngineError(500, str(message))
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._request("POST", "images/create", query=query, headers=headers) as response,
+            ):
+                async for line in response.content:
+                    progress = json.loads(line) if line.strip() else {}
+                    if message := progress.get("error"):
+                        raise EngineError(500, str(message))
+        except TimeoutError:
+            raise EngineError(504, f"it took longer than {timeout_s:g} s") from None
 
     # --- networks and volumes -------------------------------------------------------------------------------
 

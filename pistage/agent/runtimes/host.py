@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pistage.agent.runtimes.base import Command, Notebook, Place
-from pistage.agent.runtimes.process import PATH, Launch, ProcessPlace, argv_of, remove_tree, started_at
+from pistage.agent.runtimes.process import PATH, ChildProcess, Launch, ProcessPlace, argv_of, remove_tree, started_at
 from pistage.config import AgentConfig
 from pistage.core import ids
+from pistage.core.plan import Context
 from pistage.wire import Assign
 
 
@@ -72,28 +73,26 @@ class HostPlace(ProcessPlace):
                     os.killpg(pid, signal.SIGKILL)
         await super().prepare()
 
-    def launch_of(self, workspace: Path, command: Command) -> Launch:
-        directory = workspace / "workspace"
-        below = command.workdir.removeprefix("/workspace").strip("/")
-        if command.workdir.startswith("/workspace") and ".." not in below.split("/"):
-            directory = directory / below
-            directory.mkdir(parents=True, exist_ok=True)
-        else:
-            directory = Path(command.workdir)
+    async def launch(self, directory: Path, context: Context, command: Command) -> ChildProcess:
+        where = Path(command.workdir)
+        if where.is_relative_to("/workspace") and ".." not in where.parts:
+            where = directory / "workspace" / where.relative_to("/workspace")
+            where.mkdir(parents=True, exist_ok=True)
         inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TZ") if name in os.environ}
-        env = {"PATH": os.environ.get("PATH", PATH), "TMPDIR": str(workspace / "tmp")} | inherited | dict(command.env)
-        return Launch(argv=argv_of(command), env=env, directory=directory)
+        env = {"PATH": os.environ.get("PATH", PATH), "TMPDIR": str(directory / "tmp")} | inherited | dict(command.env)
+        return await ChildProcess.launch(Launch(argv=argv_of(command), env=env, directory=where))
 
-    def refusal(self) -> str | None:
+    def refusals(self) -> Iterator[tuple[bool, str]]:
         task = self._assign.task
-        if task.services:
-            return "services need containers, and this agent runs plain processes"
-        if any(context.networks for context in task.contexts):
-            return "networks need containers, and this agent runs plain processes"
-        if any(context.mounts for context in task.contexts):
-            return "volumes need containers, and this agent runs plain processes"
-        if any(context.resources.gpus for context in task.contexts):
-            return "this agent hands out no GPUs: it runs plain processes"
-        if any(step.user for step in task.steps()):
-            return "this agent runs plain processes as its own user: `user` needs containers"
-        return None
+        contexts = task.contexts
+        yield bool(task.services), "services need containers, and this agent runs plain processes"
+        yield any(context.networks for context in contexts), "networks need containers"
+        yield (
+            any(context.mounts for context in contexts),
+            "volumes need containers: a plain process has none",
+        )
+        yield any(context.resources.gpus for context in contexts), "plain processes are given no GPUs"
+        yield (
+            any(step.user for step in task.steps()),
+            "plain processes run as the agent's user: `user` needs containers",
+        )

@@ -7,13 +7,22 @@ import contextlib
 import os
 import shutil
 import signal
-import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pistage.agent.runtimes.base import STDERR, STDOUT, Command, ExecutionError, Exit, Notebook, Running, Sink
+from pistage.agent.runtimes.base import (
+    STDERR,
+    STDOUT,
+    Command,
+    ExecutionError,
+    Exit,
+    Notebook,
+    Running,
+    Sink,
+    script_argv,
+)
 from pistage.core import ids, limits
 from pistage.core.plan import Context, FailureClass
 from pistage.wire import Assign
@@ -145,16 +154,16 @@ class ProcessPlace(ABC):
         self._children: list[ChildProcess] = []
 
     @abstractmethod
-    def launch_of(self, workspace: Path, command: Command) -> Launch:
-        """How `command` becomes a child process."""
+    async def launch(self, directory: Path, context: Context, command: Command) -> ChildProcess:
+        """Start `command`, for which `directory` holds a workspace and a tmp."""
 
     @abstractmethod
-    def refusal(self) -> str | None:
-        """What the task asks for that this runtime does not have, as a sentence."""
+    def refusals(self) -> Iterator[tuple[bool, str]]:
+        """Whether the task asks for something that this runtime does not have, and the sentence that says so."""
 
     async def prepare(self) -> None:
         """See `Place`."""
-        reason = self.refusal() or self._image_refusal()
+        reason = next((reason for is_asked, reason in self.refusals() if is_asked), None) or self._image_refusal()
         if reason is not None:
             raise ExecutionError(FailureClass.REFUSED, reason)
 
@@ -171,11 +180,11 @@ class ProcessPlace(ABC):
         if command.script is None and not (command.entrypoint or command.command):
             raise ExecutionError(FailureClass.REFUSED, "without an image there is no command to take from it")
         assert context.id.isalnum(), "contexts are named by the planner"
-        workspace = self._root / context.id
+        directory = self._root / context.id
         try:
-            (workspace / "workspace").mkdir(parents=True, exist_ok=True)
-            (workspace / "tmp").mkdir(exist_ok=True)
-            child = await ChildProcess.launch(self.launch_of(workspace, command))
+            for name in ("workspace", "tmp"):
+                (directory / name).mkdir(parents=True, exist_ok=True)
+            child = await self.launch(directory, context, command)
         except OSError as error:
             raise ExecutionError(FailureClass.FAILURE, f"no workspace could be made: {error}") from None
         self._children.append(child)
@@ -200,36 +209,40 @@ class ProcessPlace(ABC):
 def argv_of(command: Command) -> list[str]:
     """The words to execute."""
     if command.script is not None:
-        return ["/bin/sh", "-ec", command.script]
+        return script_argv(command.script)
     return [*(command.entrypoint or ()), *(command.command or ())]
 
 
 def started_at(pid: int) -> int:
     """When the process started, in ticks since boot: together with its number it names a process; 0 if it is gone."""
+    return int(_stat_of(pid)[19])
+
+
+def parent_of(pid: int) -> int:
+    """The process's parent; 0 if it is gone."""
+    return int(_stat_of(pid)[1])
+
+
+def _stat_of(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on, or zeros."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return 0
-    return int(text.rpartition(")")[2].split()[19])
+        return ["0"] * 50
+    return text.rpartition(")")[2].split()
 
 
 def remove_tree(root: Path) -> None:
     """Remove a directory that a pipeline could write to: whatever modes it set, and never through a link."""
-
-    def open_up(function: Callable[..., object], path: str, error: BaseException) -> None:
-        parent = Path(path).parent
-        for directory in (parent, Path(path)):
-            with contextlib.suppress(OSError):
-                if stat.S_ISDIR(directory.lstat().st_mode):
-                    directory.chmod(0o700, follow_symlinks=True)
-        if function in (os.open, os.scandir, os.lstat):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path, ignore_errors=True)
-            return
-        with contextlib.suppress(OSError):
-            function(path)
-
+    if not root.exists():
+        return
+    shutil.rmtree(root, ignore_errors=True)
     if root.exists():
-        shutil.rmtree(root, onerror=lambda function, path, error: open_up(function, path, error[1]))
-    if root.exists():
+        # Top down: a directory must be opened up before what is in it can be seen. `walk` follows no links.
+        root.chmod(0o700)
+        for directory, below, _ in os.walk(root):
+            for name in below:
+                inner = Path(directory, name)
+                if not inner.is_symlink():
+                    inner.chmod(0o700)
         shutil.rmtree(root, ignore_errors=True)

@@ -7,28 +7,32 @@ called one. Made by bubblewrap where that is installed and works, else by util-l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
+import signal
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pistage.agent.runtimes.base import Command, Notebook, Place
-from pistage.agent.runtimes.process import PATH, Launch, ProcessPlace, argv_of, remove_tree
+from pistage.agent.runtimes.namespaces import Room, Wrapper, bubblewrapped, unshared
+from pistage.agent.runtimes.process import (
+    PATH,
+    ChildProcess,
+    Launch,
+    ProcessPlace,
+    argv_of,
+    parent_of,
+    remove_tree,
+)
 from pistage.config import AgentConfig
 from pistage.core import ids
+from pistage.core.plan import Context
 from pistage.errors import Code, PistageError
 from pistage.wire import Assign
 
 _PROBE_TIMEOUT_S = 10.0
-#: What of the machine a sandbox sees, read-only. Of /etc only what programs need to start and to check certificates.
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt")
-_ETC = (
-    "alternatives", "ca-certificates", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime",
-    "nsswitch.conf", "passwd", "pki", "protocols", "services", "ssl", "mime.types",
-)  # fmt: skip
-
-#: Makes argv of a sandbox from (context directory, working directory, words to run).
-Wrapper = Callable[[Path, str, Sequence[str]], list[str]]
+_VOLUMES = "volumes"
 
 
 class SandboxRuntime:
@@ -75,64 +79,90 @@ class SandboxRuntime:
         for directory in self._root.iterdir():
             if ids.is_id(directory.name) and directory.name not in attempts:
                 await asyncio.to_thread(remove_tree, directory)
+        volumes = self._root / _VOLUMES
+        for directory in list(volumes.iterdir()) if volumes.is_dir() else []:
+            if directory.name not in runs:
+                await asyncio.to_thread(remove_tree, directory)
 
     async def release(self, run_id: str) -> None:
-        """See `Runtime`: runs have nothing here."""
+        """See `Runtime`."""
+        if ids.is_id(run_id):
+            await asyncio.to_thread(remove_tree, self._root / _VOLUMES / run_id)
 
 
 class SandboxPlace(ProcessPlace):
-    """A workspace and a /tmp for each context."""
+    """A workspace and a /tmp for each context; a directory for each volume of the run."""
 
     def __init__(
         self, root: Path, assign: Assign, notebook: Notebook, *, ignores_images: bool, wrapper: Wrapper
     ) -> None:
         super().__init__(root, assign, notebook, ignores_images=ignores_images)
+        self._volumes = root / _VOLUMES / assign.run_id
         self._wrapper = wrapper
 
-    def launch_of(self, workspace: Path, command: Command) -> Launch:
+    async def launch(self, directory: Path, context: Context, command: Command) -> ChildProcess:
         env = {"PATH": PATH, "HOME": "/workspace", "TMPDIR": "/tmp", "LANG": "C.UTF-8"} | dict(command.env)
-        # The directory is made inside, where no link can lead out of the workspace.
+        # The working directory is made inside, where no link can lead out of the workspace.
         words = ["/bin/sh", "-c", 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"', "sh", command.workdir]
-        argv = self._wrapper(workspace, "/workspace", [*words, *argv_of(command)])
-        return Launch(argv=argv, env=env, directory=workspace)
+        room = Room(directory=directory, volumes=self._mounts(context))
+        argv = self._wrapper(room, [*words, *argv_of(command)])
+        return await SandboxedProcess.launch(Launch(argv=argv, env=env, directory=directory))
 
-    def refusal(self) -> str | None:
+    def _mounts(self, context: Context) -> list[tuple[Path, str, bool]]:
+        numbers = {volume.name: number for number, volume in enumerate(self._assign.volumes)}
+        mounts = []
+        for mount in context.mounts:
+            source = self._volumes / str(numbers[mount.source])
+            source.mkdir(parents=True, exist_ok=True)
+            mounts.append((source, mount.target, mount.is_read_only))
+        return mounts
+
+    def refusals(self) -> Iterator[tuple[bool, str]]:
         task = self._assign.task
-        if task.services:
-            return "services need containers, and this agent runs steps in a sandbox without a network"
-        if any(context.networks for context in task.contexts) and not self._ignores_images:
-            return "networks need containers, and this agent runs steps in a sandbox without a network"
-        if any(context.mounts for context in task.contexts):
-            return "volumes need containers, and this agent runs steps in a sandbox"
-        if any(context.resources.gpus for context in task.contexts):
-            return "this agent hands out no GPUs: it runs steps in a sandbox"
-        if any(step.user for step in task.steps()):
-            return "a sandbox has one user only: `user` needs containers"
-        return None
+        contexts = task.contexts
+        mounts = [mount for context in contexts for mount in context.mounts]
+        has_networks = any(context.networks for context in contexts) and not self._ignores_images
+        yield bool(task.services), "services need containers: a sandbox has no network"
+        yield has_networks, "networks need containers: a sandbox has none"
+        yield any(mount.kind == "bind" for mount in mounts), "directories of the host are not mounted into a sandbox"
+        yield any(volume.is_external for volume in self._assign.volumes), "external volumes need containers"
+        yield any(context.resources.gpus for context in contexts), "a sandbox is given no GPUs"
+        yield any(step.user for step in task.steps()), "a sandbox has one user only: `user` needs containers"
 
 
-def bubblewrapped(context: Path, directory: str, words: Sequence[str]) -> list[str]:
-    """The words in a sandbox made by bubblewrap."""
-    argv = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    argv += ["--hostname", "pistage"]
-    for path in _SYSTEM:
-        if Path(path).is_symlink():
-            argv += ["--symlink", str(Path(path).readlink()), path]
-        else:
-            argv += ["--ro-bind-try", path, path]
-    for name in _ETC:
-        argv += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    argv += ["--proc", "/proc", "--dev", "/dev"]
-    argv += ["--bind", str(context / "tmp"), "/tmp", "--bind", str(context / "workspace"), "/workspace"]
-    return [*argv, "--chdir", directory, "--", *words]
+class SandboxedProcess(ChildProcess):
+    """A sandbox: a process that made it, its process 1, and below those the command."""
+
+    async def signal(self, name: str) -> None:
+        """See `Running`: a stop signal goes to the command, a kill to the sandbox, with which everything in it ends."""
+        if name == "KILL":
+            await super().signal(name)
+            return
+        for pid in await asyncio.to_thread(_below, self.pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.Signals[f"SIG{name}"])
+
+
+def _below(outer: int) -> list[int]:
+    """The processes below the sandbox's process 1."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (parent := parent_of(int(entry.name))):
+            children.setdefault(parent, []).append(int(entry.name))
+    found: list[int] = []
+    pending = [grandchild for init in children.get(outer, []) for grandchild in children.get(init, [])]
+    while pending:
+        pid = pending.pop()
+        found.append(pid)
+        pending += children.get(pid, [])
+    return found
 
 
 async def find_wrapper(root: Path) -> Wrapper:
     """The first way to make a sandbox that works here; PistageError `usage` says why none does."""
     complaints = []
-    probe = root / "probe"
-    for wrapper in (bubblewrapped,):
-        complaint = await _try_out(wrapper, probe)
+    for wrapper in (bubblewrapped, unshared):
+        complaint = await complaint_about(wrapper, root)
         if complaint is None:
             return wrapper
         complaints.append(complaint)
@@ -143,13 +173,14 @@ async def find_wrapper(root: Path) -> Wrapper:
     )
 
 
-async def _try_out(wrapper: Wrapper, probe: Path) -> str | None:
+async def complaint_about(wrapper: Wrapper, root: Path) -> str | None:
     """Why `wrapper` does not work on this machine, or None."""
-    argv = wrapper(probe, "/workspace", ["/bin/sh", "-c", "test -w /workspace && echo works"])
-    if shutil.which(argv[0], path=os.environ.get("PATH", PATH)) is None:
+    probe = root / "probe"
+    await asyncio.to_thread(_make_room, probe)
+    words = ["/bin/sh", "-c", "test -w /workspace && ! test -w /usr && echo works"]
+    argv = wrapper(Room(directory=probe), words)
+    if shutil.which(argv[0]) is None:
         return f"{argv[0]} is not installed"
-    for name in ("workspace", "tmp"):
-        (probe / name).mkdir(parents=True, exist_ok=True)
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
@@ -170,3 +201,8 @@ async def _try_out(wrapper: Wrapper, probe: Path) -> str | None:
         return None
     lines = stderr.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
     return f"{argv[0]}: {lines[0]}"
+
+
+def _make_room(directory: Path) -> None:
+    for name in ("workspace", "tmp"):
+        (directory / name).mkdir(parents=True, exist_ok=True)

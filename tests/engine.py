@@ -1,0 +1,53 @@
+"""The engine that tests use: whatever DOCKER_HOST names, with the images that scripts/engine makes."""
+
+import asyncio
+import json
+import os
+from typing import Any
+
+import pytest
+
+from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
+
+_IMAGES = ("busybox", "java-pipeline:1.0.1", "nonroot:1")
+
+
+async def _missing() -> str | None:
+    engine = Engine("")
+    try:
+        await engine.connect()
+        for image in _IMAGES:
+            if await engine.image(image) is None:
+                return f"the engine has no image {image}: scripts/engine images"
+    except (EngineGoneError, EngineError) as error:
+        return f"no engine answers ({error}): eval $(scripts/engine start)"
+    finally:
+        await engine.close()
+    return None
+
+
+def require_engine() -> str:
+    """The engine's address; skips the test where there is none, but fails it in CI."""
+    if not os.environ.get("DOCKER_HOST"):
+        missing: str | None = "DOCKER_HOST is not set: eval $(scripts/engine start)"
+    else:
+        missing = asyncio.run(_missing())
+    if missing is None:
+        return os.environ["DOCKER_HOST"]
+    if os.environ.get("CI") == "true":
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+async def leftovers(address: str, agent_id: str) -> dict[str, list[str]]:
+    """What the engine still has of an agent, by kind."""
+    engine = Engine(address)
+    await engine.connect()
+    try:
+        found: dict[str, list[dict[str, Any]]] = {
+            kind: await engine.listed(kind, [f"pistage.agent={agent_id}"])
+            for kind in ("containers", "networks", "volumes")
+        }
+    finally:
+        await engine.close()
+    return {kind: [json.dumps(one["Labels"]) for one in known] for kind, known in found.items() if known}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 
-from pistage.core.definition.nodes import Kind, Node, Place, TreeBuilder, UnreadableError, kind_of, shortened
+from pistage.core.definition.nodes import Kind, Node, Place, TreeBuilder, UnreadableError, kind_of
 
 _BLANK = re.compile(r"[ \t\n\r]*")
 _WORD = re.compile(r"-?[A-Za-z0-9_.+-]+")
@@ -129,8 +129,8 @@ class _JsonReader:
         if self._at < self._seen:
             self._seen, self._line, self._line_start = 0, 1, 0
         line, column = self._position()
-        rest = self._text[self._at : self._at + 20]
-        came = f"'{shortened(rest, 20)}'" if rest.strip() else "the end"
+        char = self._text[self._at : self._at + 1]  # no more than that: what follows may be a password
+        came = f"'{char}'" if char.isprintable() and char else "the end of the line" if char else "the end"
         at = Place(line=line, column=column, path=self._builder.path)
         hint = "texts and keys stand in double quotes, and no ',' stands before a closing bracket"
         return UnreadableError("bad-json", f"not valid JSON: expected {expected}, got {came}", hint, at)

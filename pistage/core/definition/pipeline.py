@@ -279,13 +279,11 @@ def _auth(node: Node | None, page: Page) -> RegistryAuth | None:
     for key, item in mapping.entries.items():
         name = key.replace("_", "").lower()
         if name not in known:
-            page.warn(
-                mapping.keys[key], "unknown-key", "a key of authConfig means nothing", f"known are {', '.join(known)}"
-            )
+            page.warn(mapping, "unknown-key", "a key of authConfig means nothing", f"known are {', '.join(known)}")
         elif isinstance(item, ScalarNode):
             known[name] = "" if mapping.get(key) is None else item.text
         else:
-            page.error(item, "wrong-kind", f"authConfig.{name} must be a string", "write it in quotes")
+            page.error(mapping, "wrong-kind", f"authConfig.{name} must be a string", "write it in quotes")
     if not any(known.values()):
         return None
     return RegistryAuth(username=known["username"], password=known["password"], server_address=known["serveraddress"])

@@ -198,7 +198,9 @@ class Renderer:
         if len(missing) > 1:
             subject = f"the parameters {_listed(missing)} have no values"
         known = f"known are {_listed(sorted(scope.entries))}" if scope.entries else "no parameter is known here"
-        hint = "give it when the run is started, or in 'with'" if scope.is_root else "give it in 'with' beside the 'dep'"
+        hint = (
+            "give it when the run is started, or in 'with'" if scope.is_root else "give it in 'with' beside the 'dep'"
+        )
         if missing and missing[0][:1].isupper():
             hint = f"{hint}; around braces meant for a command write {{% raw %}}…{{% endraw %}}"
         note = page.error if self.is_strict else page.warn

@@ -8,7 +8,7 @@ import click
 import pytest
 from pydantic import BaseModel
 
-from pistage.cli.root import VERBS, cli
+from pistage.cli.root import CLOSED_PIPE, INTERRUPTED, VERBS, cli
 from pistage.config import AgentConfig, ClientConfig, MasterConfig
 from pistage.errors import TABLE
 from pistage.master.api import routes
@@ -61,7 +61,7 @@ def test_every_route_is_documented_and_no_other() -> None:
 
 
 def test_every_exit_code_is_documented() -> None:
-    codes = {str(row.exit) for row in TABLE.values()} | {"0", "1", "3", "130"}
+    codes = {str(row.exit) for row in TABLE.values()} | {"0", "1", "3", str(INTERRUPTED), str(CLOSED_PIPE)}
     assert codes <= {code for code, _ in TABLES["exit code"]}
 
 

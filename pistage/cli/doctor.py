@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -13,7 +14,6 @@ from typing import Literal
 import click
 
 from pistage.cli import groups, options, output, probes, terminal
-from pistage.cli.home import Home
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
 
@@ -71,11 +71,8 @@ def _disk(directory: Path) -> list[Check]:
     said = f"{output.size(free)} free for {directory}"
     if free < _FREE_BYTES_MIN:
         return [Check(name="disk", verdict="bad", text=said, hint="make room, or set --data-dir to another disk")]
-    try:
-        with Home(directory).lock():
-            pass
-    except PistageError as error:
-        return [Check(name="disk", verdict="bad", text=error.message, hint=error.hint or "")]
+    if not os.access(existing, os.W_OK):
+        return [Check(name="disk", verdict="bad", text=f"cannot write to {existing}", hint="set --data-dir")]
     return [Check(name="disk", verdict="fine", text=said)]
 
 

@@ -30,7 +30,8 @@ def run(main: Coroutine[Any, Any, Result]) -> Result:
         assert task is not None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, task.cancel)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup asked for that
+                loop.add_signal_handler(number, task.cancel)
         return await main
 
     try:

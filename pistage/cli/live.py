@@ -14,7 +14,7 @@ from rich.text import Text
 from pistage.cli import terminal
 from pistage.cli.output import STATE_COLOURS
 from pistage.cli.plain import ended
-from pistage.cli.progress import Progress, Row, TaskProgress, Work
+from pistage.cli.progress import Progress, Row, TaskProgress, Work, shortened
 from pistage.client import Chunk, Event, Run
 
 _GLYPHS: Final = {
@@ -133,7 +133,7 @@ class LiveScreen:
             return Text(f"{indent}{row.label}", style="bright_black", no_wrap=True, overflow="ellipsis")
         step = task.steps[row.step]
         text = Text(f"{indent}{_glyph(step, now)} ", style=_style(step.state), no_wrap=True, overflow="ellipsis")
-        text.append(row.label, style="" if step.state != "pending" else "bright_black")
+        text.append(shortened(row.label), style="" if step.state != "pending" else "bright_black")
         text.append(f"  {step.elapsed(now)}" if step.started_at else "", style="bright_black")
         if step.state == "failed" and step.exit_code is not None:
             text.append(f"  exit code {step.exit_code}", style="red")

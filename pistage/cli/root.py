@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -16,6 +16,7 @@ from pistage import __version__
 from pistage.errors import Code, PistageError
 
 INTERRUPTED: Final = 130
+CLOSED_PIPE: Final = 141  # as the shell says of a program that SIGPIPE ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,13 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"no verb {name!r}{_nearest(name)}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `pistage logs … | head` has all that it wants; click would call that a failure
+            _leave_pipe()
+            return CLOSED_PIPE
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for family in dict.fromkeys(verb.family for verb in VERBS.values()):
             with formatter.section(family):
@@ -118,7 +126,6 @@ def execute(argv: Sequence[str] | None = None) -> int:
 
 def _explained(error: BaseException) -> int:
     """Say what happened; the exit code for it."""
-    code = 0
     match error:
         case click.ClickException():
             error.show()
@@ -129,8 +136,6 @@ def _explained(error: BaseException) -> int:
         case KeyboardInterrupt() | click.Abort():
             click.echo("interrupted", err=True)
             code = INTERRUPTED
-        case BrokenPipeError():  # `pistage logs … | head` has all that it wants
-            _leave_pipe()
         case _:  # a bug of ours must not look like a run that failed
             traceback.print_exception(error)
             bug = PistageError(Code.INTERNAL, f"a bug of Pistage: {error!r}", hint="please report the lines above")

@@ -101,3 +101,5 @@ async def _cancel(client: Client, run: Run) -> None:
             await client.cancel_run(run["id"])
             async for _ in client.follow_events(run["id"]):
                 pass
+            ended = await client.fetch_run(run["id"])
+            output.say(f"{ended['name']}#{ended['number']} is {ended['state']}")

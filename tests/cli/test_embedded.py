@@ -144,6 +144,18 @@ def test_an_interrupted_embedded_run_is_cancelled(shell: Shell) -> None:
     assert json.loads(shell("show", "Held#1", "-o", "json").stdout)["state"] == "cancelled"
 
 
+def test_a_reader_that_goes_away_is_no_failure_to_shout_about(shell: Shell) -> None:
+    shell("run", "--runtime", "host", shell.file("seq.yaml", "name: Seq\nimage: a\nrun: seq 300000\n"))
+    logs = shell.start("logs", "Seq#1")
+    assert logs.stdout is not None
+    assert logs.stdout.readline() == b"1\n"
+    logs.stdout.close()
+    logs.stdout = None
+    _, err = logs.communicate(timeout=60)
+    assert logs.returncode == 141
+    assert b"bug of Pistage" not in err
+
+
 def test_dev_is_found_by_the_other_verbs_and_stops_cleanly(shell: Shell) -> None:
     dev = shell.start("dev", "--runtime", "host", "--listen", "127.0.0.1:0")
     wait_for(dev, "everything else")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -31,7 +32,9 @@ def require_engine() -> str:
     if not os.environ.get("DOCKER_HOST"):
         missing: str | None = "DOCKER_HOST is not set: eval $(scripts/engine start)"
     else:
-        missing = asyncio.run(_missing())
+        # In a thread of its own: a fixture that asks may be inside a loop already.
+        with ThreadPoolExecutor(1) as pool:
+            missing = pool.submit(lambda: asyncio.run(_missing())).result()
     if missing is None:
         return os.environ["DOCKER_HOST"]
     if os.environ.get("CI") == "true":

@@ -1,4 +1,4 @@
-"""A master at the agent's door: speaks the session's protocol, keeps what it hears, and says what a test tells it to."""
+"""A master at the agent's door: speaks the session protocol, keeps what it hears, and says what a test tells it."""
 
 import asyncio
 import hashlib

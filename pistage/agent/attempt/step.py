@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 
 from pistage.agent.attempt import words
 from pistage.agent.attempt.output import StepOutput
@@ -68,7 +69,7 @@ class StepRunner:
         if (known := self._finished.get(step.id)) is not None:
             return self._note(step, known.result)
         reason = skip_reason or step.skip_reason
-        if reason is None and self._brake.stop is not None:
+        if reason is None and self._brake.stop is not None and step.id not in self._resumed:
             self.was_untouched = False
             reason = self._brake.stop.reason
         if reason is not None:
@@ -195,26 +196,27 @@ class StepRunner:
     async def _command(self, step: Step, command: Command, output: StepOutput, deadline: float | None) -> Exit:
         """Run one command to its end; when it is interrupted it has ended all the same, by signal if it must."""
         output.begin_part()
-        async with self._brake.scope(deadline):
+        # What an earlier agent started is found again even if it is to be stopped: for its signal, and its output.
+        is_running = command.is_resumed and command.key == step.id
+        async with nullcontext() if is_running else self._brake.scope(deadline):
             running = await self._place.start(self._assign.task.context_of(step), command)
         async with asyncio.TaskGroup() as group:
             ended = group.create_task(_outcome_of(running, output), name=f"step {step.id}")
             if step.id not in self._started:
                 await self._report_started(step, running)
+            outcome: Exit | Exception
             try:
                 async with self._brake.scope(deadline):
-                    exit_or_error = await asyncio.shield(ended)
-            except StoppedError:
+                    outcome = await asyncio.shield(ended)
+            except StoppedError as stopped:
                 await self._stop(running, ended)
-                raise
-        match exit_or_error:
+                outcome = stopped
+        match outcome:
+            case Exit():
+                return outcome
             case OutputRefusedError():
                 await self._stop_unheard(running)
-                raise exit_or_error
-            case ExecutionError():
-                raise exit_or_error
-            case Exit():
-                return exit_or_error
+        raise outcome  # here, because inside the group it would become a group of errors
 
     async def _report_started(self, step: Step, running: Running) -> None:
         started = StepStarted(

@@ -49,8 +49,11 @@ class ChildProcess:
 
     container = ""
 
-    def __init__(self, process: asyncio.subprocess.Process, pipes: Mapping[int, asyncio.StreamReader]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, pipes: Mapping[int, asyncio.StreamReader], mark: bytes
+    ) -> None:
         self._process = process
+        self._mark = mark
         self._pipes = pipes
         self._offsets = dict.fromkeys(pipes, 0)
         self._is_writing: set[int] = set()
@@ -80,7 +83,8 @@ class ChildProcess:
             for _, write_end in pipes.values():
                 os.close(write_end)
         # Pipes of our own rather than asyncio's: its `wait` waits for them too, and so for whoever inherited them.
-        child = cls(process, {number: asyncio.StreamReader(limit=_READ_BYTES) for number in pipes})
+        readers = {number: asyncio.StreamReader(limit=_READ_BYTES) for number in pipes}
+        child = cls(process, readers, f"PISTAGE_RUN_ID={launch.env.get('PISTAGE_RUN_ID', '')}".encode())
         for number, (read_end, _) in pipes.items():
             await child._connect(number, read_end)
         return child
@@ -131,13 +135,20 @@ class ChildProcess:
 
     async def signal(self, name: str) -> None:
         """See `Running`."""
+        if self._process.returncode is not None:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.Signals[f"SIG{name}"])
 
     async def kill(self) -> None:
         """Kill the whole group, also what the command left behind; return when the command is gone."""
-        await self.signal("KILL")
-        await self._process.wait()
+        if self._process.returncode is None:
+            await self.signal("KILL")
+            await self._process.wait()
+        elif await asyncio.to_thread(_is_left_behind, self.pid, self._mark):
+            # The leader is gone, so its number could be a stranger's by now; what it left carries its environment.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         for transport in self._transports:
             transport.close()
 
@@ -221,6 +232,16 @@ def started_at(pid: int) -> int:
 def parent_of(pid: int) -> int:
     """The process's parent; 0 if it is gone."""
     return int(_stat_of(pid)[1])
+
+
+def _is_left_behind(group: int, mark: bytes) -> bool:
+    """Whether the process group still has a process whose environment holds `mark`."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(_stat_of(int(entry.name))[2]) == group:
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    return True
+    return False
 
 
 def _stat_of(pid: int) -> list[str]:

@@ -177,7 +177,8 @@ async def complaint_about(wrapper: Wrapper, root: Path) -> str | None:
     """Why `wrapper` does not work on this machine, or None."""
     probe = root / "probe"
     await asyncio.to_thread(_make_room, probe)
-    words = ["/bin/sh", "-c", "test -w /workspace && ! test -w /usr && ! test -w /proc/sys/kernel/core_pattern && echo works"]
+    closed = " && ".join(f"! test -w {path}" for path in ("/", "/usr", "/proc/sys/kernel/core_pattern"))
+    words = ["/bin/sh", "-c", f"test -w /workspace && {closed} && echo works"]
     argv = wrapper(Room(directory=probe), words)
     if shutil.which(argv[0]) is None:
         return f"{argv[0]} is not installed"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import shutil
 import struct
@@ -23,6 +24,8 @@ from pistage.core import ids, limits
 from pistage.errors import Code, PistageError
 from pistage.master.signals import Signals
 from pistage.wire import LogFrame
+
+log = logging.getLogger(__name__)
 
 # attempt, step, stream, length, offset, at; padded so that record N begins at byte 64 * N.
 _RECORD = struct.Struct("<26sIBxxxIQQ10x")
@@ -71,6 +74,7 @@ class LogStore:
         self._writer = _Writer(directory, run_bytes_max=run_bytes_max, free_bytes_min=free_bytes_min)
         self._thread = ThreadPoolExecutor(1, "logs")
         self._queue: asyncio.Queue[_Queued] = asyncio.Queue(maxsize=_QUEUE_FRAMES)
+        self._is_refusing = False
         self.signals = Signals()  # by run: more output, or its end
 
     async def append(self, run_id: str, frame: LogFrame) -> asyncio.Future[Appended]:
@@ -93,10 +97,20 @@ class LogStore:
             while len(batch) < _BATCH_FRAMES and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             answers = await loop.run_in_executor(self._thread, self._writer.write, batch)
+            self._tell_of_the_disk(answers)
             for queued, answer in zip(batch, answers, strict=True):
                 _settle(queued.answer, answer)
             for run_id in {queued.run_id for queued in batch}:
                 self.signals.wake(run_id)
+
+    def _tell_of_the_disk(self, answers: Sequence[Appended | PistageError]) -> None:
+        refusals = [answer for answer in answers if isinstance(answer, PistageError) and answer.code is Code.STORAGE]
+        if bool(refusals) is not self._is_refusing:
+            self._is_refusing = bool(refusals)
+            if refusals:
+                log.error("output is refused, and steps wait: %s", refusals[0])
+            else:
+                log.info("output is taken again")
 
     async def records(self, run_id: str, start: int, count: int) -> list[Record]:
         """Records from number `start` on, at most `count`; empty at the end."""

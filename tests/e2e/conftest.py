@@ -28,9 +28,11 @@ async def engine() -> AsyncIterator[Engine]:
     url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     socket = url.removeprefix("unix://")
     try:
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket)) as http:
-            async with http.get("http://localhost/_ping") as response:
-                response.raise_for_status()
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket)) as http,
+            http.get("http://localhost/_ping") as response,
+        ):
+            response.raise_for_status()
     except aiohttp.ClientError:
         pytest.skip(f"no engine answers at {url}; scripts/engine start")
     yield Engine(socket)

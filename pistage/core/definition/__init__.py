@@ -1,6 +1,18 @@
 """Definition: document text -> Plan. Two dialects, templates, actions, and every error with its place.
 
 `make_plan` for what is to run, `lint` for what is being written, `document_name` for what is to be registered.
+
+Where the language leaves a choice, it is made so:
+- Rendered are `image`, `run`, `command`, `entrypoint`, `on`, `when`, the values of `with`, and every text in the values
+  of env, workdir, user, timeout, retry, resources, agent, volumes, networks and services. Names, keys, `dep`, `needs`,
+  `from`, `async`, `priority` and `queue` are taken as they are; so is all of a pipeline JSON.
+- Settings, near to far: beside a `dep`, the step, its group, its definition, then the caller's group and definition.
+  Variables, mounts, networks and resources win one by one. What actions and steps demand of agents adds up.
+- `timeout` and `retry` of a group or a definition are its task's; of a step, and of an action that a `dep` uses, they
+  are each step's own, `retry` as tries in place.
+- `image` of a group, or of a definition with `uses`, is for first steps that have none from anywhere nearer.
+- Null is absent everywhere, also in `with`: a parameter that must be given is declared with a null.
+- A condition is false for false, null, 0, nothing, and the text `false`.
 """
 
 from pistage.core.definition.findings import Finding

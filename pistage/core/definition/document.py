@@ -12,8 +12,8 @@ from pistage.core.definition.nodes import ListNode, MapNode, Node, Path, Place, 
 from pistage.core.definition.repair import Change, brace_of, deeper_keys, quote_template
 from pistage.core.definition.yaml_reader import NotYamlError, YamlText, read_yaml
 
-_REPAIRS_MAX = 50  # each repair reads the text again
-_REPAIRED_CHARS_MAX = 64 * limits.KIB  # so a large text is read strictly or not at all
+_REPAIR_NODES_MAX = 100_000  # each repair reads the text again: this is the end of it, after about half a second
+_REPAIR_CHARS_MAX = 16 * limits.MIB
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _JSON_START = re.compile(r'\s*\{\s*["}]')
 
@@ -107,28 +107,27 @@ def _strict_fault(text: str) -> UnreadableError:
 
 
 def _read_tolerant(text: str) -> Document:
-    """Strictly first; then one repair at a time for as long as each is of R3 or R4."""
+    """Strictly first; then one repair after another for as long as each is of R3 or R4 and reading stays cheap."""
     lines = text.split("\n")
     changes: list[Change] = []
+    nodes_left, chars_left = _REPAIR_NODES_MAX, _REPAIR_CHARS_MAX
     while True:
         try:
             read = read_yaml("\n".join(lines) if changes else text)
         except NotYamlError as fault:
-            new = _repairs_of_fault(lines, fault) if _may_repair(text, changes) else []
+            nodes_left, chars_left = nodes_left - fault.nodes, chars_left - len(text)
+            new = _repairs_of_fault(lines, fault) if min(nodes_left, chars_left) >= 0 else []
             if not new:
                 raise
         else:
+            nodes_left, chars_left = nodes_left - read.nodes, chars_left - len(text)
             if not read.braces:
                 return _document(read, lines, changes)
-            new = _quoted(lines, read) if _may_repair(text, changes) else []
+            new = _quoted(lines, read) if min(nodes_left, chars_left) >= 0 else []
             if not new:
                 brace = read.braces[0]
                 raise _unclosed(brace.line, brace.column)
         changes += new
-
-
-def _may_repair(text: str, changes: list[Change]) -> bool:
-    return len(changes) < _REPAIRS_MAX and len(text) <= _REPAIRED_CHARS_MAX
 
 
 def _repairs_of_fault(lines: list[str], fault: NotYamlError) -> list[Change]:

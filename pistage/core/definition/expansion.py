@@ -18,7 +18,7 @@ from pistage.core.definition.images import UNKNOWN, Exit, Images, check_image, c
 from pistage.core.definition.library import Library
 from pistage.core.definition.nodes import Node, Place, ScalarNode, shortened
 from pistage.core.definition.pistages import Definition, GroupSource, StepSource
-from pistage.core.definition.scope import Renderer, Scope
+from pistage.core.definition.scope import Renderer, Scope, check_names
 from pistage.core.definition.settings import Settings, parse_settings
 from pistage.core.definition.storage import declared_networks, declared_volumes
 from pistage.core.plan import Block, Network, Step, Volume, When
@@ -121,7 +121,8 @@ class Expander:
                 scope=replace(use.scope, is_skipped=True),
             )
         own = parse_settings(self.renderer.map(group.settings, use.scope, page), page).over(use.own)
-        task.add_constraints(own.constraints)
+        if use.skip_reason is None:
+            task.add_constraints(own.constraints)
         settings = own.over(use.far)
         base = replace(settings, timeout_s=None, retry=None, tries=None) if use.is_root else settings
         images = self._images_of(use, group)
@@ -172,8 +173,11 @@ class Expander:
         own_image = self._image(step.node.get("image"), scope, use)
         image = spot.images.replacement or own_image or spot.images.fallback
         context = self._context(use, step, spot, image, settings)
-        spot.task.add_services(settings.services, page, step.node)
-        spot.task.add_constraints(own.constraints)
+        if step.with_ is not None:
+            check_names(scope, page, step.with_)
+        if not scope.is_skipped:
+            spot.task.add_services(settings.services, page, step.node)
+            spot.task.add_constraints(own.constraints)
         reactions = use.reactions.over(self._reactions(step, scope, use))
         made = Step(
             id=spot.task.next_id(),

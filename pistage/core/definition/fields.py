@@ -196,9 +196,9 @@ def problem_of_name(text: str) -> str | None:
 
 def check_keys(page: Page, node: MapNode, known: Collection[str], what: str) -> None:
     """Warn about keys that mean nothing here, with the nearest known one; refuse those of later features."""
-    for key, place in node.keys.items():
-        if key in known or key.startswith("x-"):
-            continue
+    strange = [key for key in node.keys if key not in known and not key.startswith("x-")]
+    for key in strange[: limits.FINDINGS_MAX]:
+        place = node.keys[key]
         if key in LATER:
             page.error(place, "not-yet", f"'{key}' is not supported yet", "take it out; it comes with its own feature")
             continue

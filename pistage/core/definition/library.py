@@ -35,7 +35,8 @@ _RUNS = ("command", "entrypoint", "dep")
 
 def dialect_of(root: MapNode, page: Page) -> str | None:
     """`pistages` or `pipeline`, by the document's shape; None after an error."""
-    present = [key for key in (*_PISTAGES, *_PIPELINE) if key in root.entries]
+    keys = [key for key in (*_PISTAGES, *_PIPELINE) if key in root.entries]
+    present = [key for key in keys if root.get(key) is not None] or keys[:1]
     if len(present) > 1:
         page.error(
             root.keys[present[1]],

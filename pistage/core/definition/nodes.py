@@ -230,6 +230,11 @@ class TreeBuilder:
         return bool(self._open) and self._open[-1].is_map and self._open[-1].key is None
 
     @property
+    def count(self) -> int:
+        """How many keys and values have been met."""
+        return self._count
+
+    @property
     def path(self) -> Path:
         """Where the next node will stand."""
         return self._path_of_next()

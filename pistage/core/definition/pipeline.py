@@ -22,7 +22,7 @@ from pistage.core.definition.fields import (
 from pistage.core.definition.findings import Page
 from pistage.core.definition.graph import Needs, checked_needs
 from pistage.core.definition.images import check_image
-from pistage.core.definition.nodes import ListNode, MapNode, Node, ScalarNode, shortened
+from pistage.core.definition.nodes import ListNode, MapNode, Node, ScalarNode, is_null, shortened
 from pistage.core.definition.reservation import reservation_of
 from pistage.core.definition.scope import Renderer, Scope, check_names
 from pistage.core.definition.settings import Settings, directory_field, parse_settings
@@ -103,7 +103,9 @@ def _respelled(node: MapNode, page: Page) -> MapNode:
     keys: dict[str, ScalarNode] = {}
     for key, item in node.entries.items():
         name = names.get(key, key)
-        if name in entries:
+        if name in entries and is_null(item):
+            continue
+        if name in entries and not is_null(entries[name]):
             page.error(
                 node.keys[key],
                 "repeated-key",

@@ -16,7 +16,7 @@ from pistage.core.definition.fields import (
     texts_field,
 )
 from pistage.core.definition.findings import Page
-from pistage.core.definition.nodes import ListNode, MapNode, Node, Place, ScalarNode, below
+from pistage.core.definition.nodes import ListNode, MapNode, Node, Place, ScalarNode, below, is_null
 
 #: Keys that a definition, a group and a step all take.
 SETTINGS = frozenset(
@@ -83,7 +83,7 @@ class Definition:
 def parse_pistages(root: MapNode, page: Page) -> Definition | None:
     """The definition in a document; None after an error that leaves nothing to plan."""
     name = name_field(page, root.entries.get("name"), root)
-    has_uses = root.get("uses") is not None
+    has_uses = root.get("uses") is not None or ("uses" in root.entries and "run" not in root.entries)
     check_keys(page, root, _DEFINITION if has_uses else _LEAF, "a definition")
     is_async = boolean_field(page, root.get("async"), "async")
     with_ = map_field(page, root.get("with"), "with")
@@ -113,6 +113,9 @@ def _leaf(root: MapNode, page: Page) -> tuple[GroupSource, ...]:
 
 def _groups(root: MapNode, page: Page) -> tuple[GroupSource, ...]:
     node = root.entries["uses"]
+    if is_null(node):
+        page.error(root.keys["uses"], "empty", "uses is empty", "give it a group: 'main:' with a list of steps")
+        return ()
     uses = map_field(page, node, "uses", "a mapping of groups")
     if uses is None:
         return ()

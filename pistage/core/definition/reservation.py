@@ -1,8 +1,8 @@
 """Reservation: the most that a task's containers ask for at one time.
 
-A container is held from its first step to its last. In a sequence the steps come one after another; branches of a
-parallel block, and an async step with all that follows it in its sequence, are taken to run at once. CPU, memory and
-GPUs are each counted at their own worst moment, so the reservation is never too small.
+A container is held from its first step to its last, steps that are skipped aside. In a sequence the steps come one
+after another; branches of a parallel block, and an async step with all that follows it in its sequence, are taken to
+run at once. CPU, memory and GPUs are each counted at their own worst moment, so the reservation is never too small.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _weight(names: frozenset[str], weights: dict[str, int]) -> int:
 def _held(node: Node, weights: dict[str, int]) -> frozenset[str]:
     """Every weighty container that `node` uses."""
     if isinstance(node, Step):
-        return frozenset({node.context} & weights.keys())
+        return frozenset({node.context} & weights.keys() if node.skip_reason is None else ())
     return frozenset().union(*(_held(child, weights) for child in node.children))
 
 

@@ -178,7 +178,7 @@ class Renderer:
 
     def _template(self, text: str) -> Template:
         if text not in self._templates:
-            self._templates[text] = parse_template(text)
+            self._templates[text] = parse_template(text, self.fuel)
         return self._templates[text]
 
     def _failed(self, node: ScalarNode, scope: Scope, page: Page, error: TemplateError) -> ScalarNode:

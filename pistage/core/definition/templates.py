@@ -52,15 +52,15 @@ def is_template(text: str) -> bool:
     return "{" in text and _OPEN.search(text) is not None
 
 
-def parse_template(text: str) -> Template:
-    """The template in `text`; TemplateError says what is wrong with it."""
+def parse_template(text: str, fuel: Fuel | None = None) -> Template:
+    """The template in `text`; TemplateError says what is wrong with it. Parsing costs fuel."""
     if len(text) > limits.TEMPLATE_BYTES_MAX:
         raise TemplateError(
             f"a text with templates has {len(text)} characters; at most {limits.TEMPLATE_BYTES_MAX} are read",
             "keep long scripts in a file of the image or the repository",
             "template-too-large",
         )
-    return _Parser(text).parse()
+    return _Parser(text, fuel or Fuel()).parse()
 
 
 def render(template: Template, names: Mapping[str, Value], fuel: Fuel) -> str:
@@ -96,6 +96,7 @@ def _render(segments: list[Segment], names: Mapping[str, Value], fuel: Fuel, pie
 @dataclass(slots=True)
 class _Parser:
     text: str
+    fuel: Fuel
     names: set[str] = field(default_factory=set)
     guarded: set[str] = field(default_factory=set)
     segments: list[Segment] = field(default_factory=list)
@@ -197,7 +198,7 @@ class _Parser:
     def _expression(self, source: str, where: str) -> Expression:
         if not source.strip():
             raise TemplateError(f"a '{where}' is empty", _RAW_HINT)
-        expression = parse_expression(source)
+        expression = parse_expression(source, self.fuel)
         self.names |= expression.names
         self.guarded |= expression.guarded
         return expression

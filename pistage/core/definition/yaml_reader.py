@@ -32,9 +32,10 @@ class Brace:
 
 
 class NotYamlError(UnreadableError):
-    """The parser gave up: `problem` in its own words, and the unquoted `{{` that were met before that."""
+    """The parser gave up: `problem` in its own words, and and what was met before that."""
 
     problem: str = ""
+    nodes: int = 0  # read before that: what the attempt cost
     braces: tuple[Brace, ...] = ()
 
 
@@ -44,6 +45,7 @@ class YamlText:
 
     root: Node | None
     braces: tuple[Brace, ...]
+    nodes: int = 0
 
 
 def read_yaml(text: str) -> YamlText:
@@ -73,7 +75,7 @@ class _YamlReader:
             while True:
                 event = parser.get_event()
                 if event is None or isinstance(event, yaml.StreamEndEvent):
-                    return YamlText(self._builder.root, tuple(self._braces))
+                    return YamlText(self._builder.root, tuple(self._braces), self._builder.count)
                 self._take(event, parser)
                 self._last = event
         except yaml.YAMLError as error:
@@ -163,6 +165,7 @@ class _YamlReader:
         message, hint = _phrase(problem, str(getattr(error, "context", "")), begun.line + 1 if begun else line, char)
         fault = NotYamlError("bad-yaml", message, hint, Place(line=line, column=column, path=self._builder.path))
         fault.problem = problem
+        fault.nodes = self._builder.count
         fault.braces = tuple(self._braces)
         return fault
 

@@ -215,6 +215,16 @@ def test_a_skipped_dep_skips_all_its_steps_and_keeps_its_contexts() -> None:
     assert runs(task)[-1] == ("debian", "c2", "after")
 
 
+def test_what_is_skipped_asks_nothing_of_the_agent() -> None:
+    task = only_task(
+        group(
+            "{image: i, run: x}",
+            "{image: j, run: y, when: false, agent: gpu, resources: {cpus: 9}, services: {db: {image: k}}}",
+        )
+    )
+    assert (task.constraints, task.services, task.resources.cpus_milli) == ((), (), None)
+
+
 def test_steps_are_named_by_name_action_or_first_line() -> None:
     task = only_task(
         group(

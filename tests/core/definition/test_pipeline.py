@@ -77,6 +77,15 @@ def test_j2_null_is_absent() -> None:
     assert step_plan(**nulls) == step_plan()
 
 
+def test_j2_null_is_absent_in_the_other_spelling_too() -> None:
+    text = '{"name": "p", "pipeline": null, "uses": null, "pipelineTasks": [{"name": "t", "steps": [%s]}]}'
+    for step in (
+        '{"image": "i", "workingDir": null, "working_dir": "/b"}',
+        '{"image": "i", "working_dir": "/b", "workdir": null}',
+    ):
+        assert next(plan_of(text % step).tasks[0].steps()).workdir == "/b"
+
+
 def test_j3_dependencies_make_a_graph_and_steps_have_containers_of_their_own() -> None:
     plan = plan_of(pipeline(task("a"), task("b", "a"), task("c", "a"), task("d", "b", "c", "b")))
     assert {each.name: each.needs for each in plan.tasks} == {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}

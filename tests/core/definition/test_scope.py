@@ -120,6 +120,11 @@ def test_parameters_that_collide_in_the_environment_are_an_error_also_when_given
     assert finding["code"] == "parameter-collision"
 
 
+def test_parameters_that_collide_through_a_steps_own_with_are_an_error_too() -> None:
+    text = "name: a\nuses:\n  main:\n    - {image: i, run: x, with: {a_b: 2}}\nwith: {a-b: 1}\n"
+    assert [(f["code"], f["path"]) for f in refused(text)] == [("parameter-collision", "uses.main[0].with.a_b")]
+
+
 @pytest.mark.parametrize(
     "value",
     [object(), {1: 2}, 10**70, "a\0b", "\ud800", b"bytes", "x" * (2**20 + 1)],

@@ -205,6 +205,15 @@ def test_work_that_leaves_no_output_is_bounded_too() -> None:
         render(parse_template("{{ .x | upper | lower | length }}" * 1000), {"x": "x" * 2**17}, Fuel())
 
 
+def test_parsing_is_bounded_for_the_whole_plan() -> None:
+    fuel = Fuel()
+    started = time.perf_counter()
+    with pytest.raises(TemplateError, match="in all"):
+        for number in range(1000):
+            parse_template("".join(f"{{{{ {number} + {each} }}}}" for each in range(300)), fuel)
+    assert time.perf_counter() - started < 5
+
+
 def test_no_filter_makes_more_than_it_pays_for() -> None:
     for name, apply in FILTERS.items():
         for value in ("ß" * 1000, "'" * 1000, "\u0390" * 1000, "\x00" * 1000):

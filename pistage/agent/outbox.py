@@ -87,11 +87,12 @@ class Outbox:
 
     async def put(self, key: StreamKey, offset: int, data: bytes) -> None:
         """Take over `data`, which begins at byte `offset` of the stream; waits while the outbox is full."""
-        stream = self._streams[key]
+        stream = self._streams.get(key)
+        self._check(key, stream)
+        assert stream is not None, "checked"
         while self._held and self._held + len(data) > self._bytes_max:
             await self._wait_for_change(key, stream)
-        if self._streams.get(key) is not stream:
-            raise OutputRefusedError("the attempt was given up")
+            self._check(key, stream)
         skipped = max(0, stream.acked - offset)
         if skipped >= len(data):
             return
@@ -107,22 +108,29 @@ class Outbox:
 
     async def kept(self, key: StreamKey, length: int) -> None:
         """Wait until the master holds `length` bytes durably; OutputRefusedError if it will not."""
-        stream = self._streams[key]
+        stream = self._streams.get(key)
+        if stream is None:
+            raise OutputRefusedError("the attempt was given up")
         stream.is_urgent = True
         self._ring()
         while stream.acked < length:
             await self._wait_for_change(key, stream)
 
-    async def _wait_for_change(self, key: StreamKey, stream: _Stream) -> None:
-        if key not in self._streams:
+    def _check(self, key: StreamKey, stream: _Stream | None) -> None:
+        if stream is None or self._streams.get(key) is not stream:
             raise OutputRefusedError("the attempt was given up")
-        if stream.is_hopeless:
+        if stream.is_hopeless or (stream.refusal and self._left_s(stream) <= 0):
             raise OutputRefusedError(stream.refusal)
+
+    def _left_s(self, stream: _Stream) -> float:
+        return stream.refused_since + self._wait_s - time.monotonic()
+
+    async def _wait_for_change(self, key: StreamKey, stream: _Stream) -> None:
+        self._check(key, stream)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
-        left = stream.refused_since + self._wait_s - time.monotonic() if stream.refusal else None
         try:
-            async with asyncio.timeout(left):
+            async with asyncio.timeout(max(0.0, self._left_s(stream)) if stream.refusal else None):
                 await waiter
         except TimeoutError:
             raise OutputRefusedError(stream.refusal) from None

@@ -11,6 +11,7 @@ from tests.agent.fake_master import TOKEN, FakeMaster, fake_master
 from tests.engine import leftovers, require_engine
 
 StartAgent = Callable[..., Awaitable[Agent]]
+StopAgent = Callable[[Agent], Awaitable[None]]
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,23 @@ async def master() -> AsyncIterator[FakeMaster]:
 
 
 @pytest.fixture
-async def start_agent(master: FakeMaster, tmp_path: Path) -> AsyncIterator[StartAgent]:
+def running() -> dict[Agent, asyncio.Task[None]]:
+    return {}
+
+
+@pytest.fixture
+def stop_agent(running: dict[Agent, asyncio.Task[None]]) -> StopAgent:
+    async def stop(agent: Agent) -> None:
+        agent.request_stop()
+        await running[agent]
+
+    return stop
+
+
+@pytest.fixture
+async def start_agent(
+    master: FakeMaster, tmp_path: Path, running: dict[Agent, asyncio.Task[None]]
+) -> AsyncIterator[StartAgent]:
     """Starts agents in this process, each connected on return; they are stopped after the test."""
     async with AsyncExitStack() as stack:
 
@@ -36,7 +53,7 @@ async def start_agent(master: FakeMaster, tmp_path: Path) -> AsyncIterator[Start
             } | settings  # fmt: skip
             agent = Agent(AgentConfig.model_validate(values), token=TOKEN)
             group = await stack.enter_async_context(asyncio.TaskGroup())
-            group.create_task(agent.run())
+            running[agent] = group.create_task(agent.run())
             stack.callback(agent.request_stop)
             before = len(master.hellos)
             await master.until(lambda: len(master.hellos) > before and bool(master.sockets))

@@ -53,12 +53,12 @@ class BindPolicy:
             os.close(descriptor)
 
     def _refuse_engine_socket(self, descriptor: int, source: str) -> None:
-        mode = os.fstat(descriptor).st_mode
-        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        opened = os.fstat(descriptor)
+        if not (stat.S_ISDIR(opened.st_mode) or stat.S_ISREG(opened.st_mode)):
             raise _refused(f"{source} is neither a directory nor a file: sockets and devices are never mounted")
-        real = os.path.realpath(f"/proc/self/fd/{descriptor}")
-        socket = os.path.realpath(self._engine_socket or "")
-        if socket == real or socket.startswith(real.rstrip("/") + "/"):
+        # By what they are, not by what they are called: names may change while we look.
+        socket = Path(os.path.realpath(self._engine_socket or ""))
+        if any(above.exists() and os.path.samestat(opened, above.stat()) for above in socket.parents):
             raise _refused(f"{source} holds the engine's own socket, which would be the whole machine")
 
     def _mount(self, attempt_id: str, descriptor: int, source: str) -> str:
@@ -107,6 +107,7 @@ def _open_beneath(root: str, below: str, source: str) -> int:
                 descriptor = os.open(part, flags | os.O_NOFOLLOW, dir_fd=parent)
             finally:
                 os.close(parent)
+            # With O_PATH the link itself is opened; it is refused here, whether it is the last part or not.
             if stat.S_ISLNK(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
                 raise _refused(f"{source} leads through a symbolic link ({part}), which is not followed")

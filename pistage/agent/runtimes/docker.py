@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -270,7 +270,7 @@ class DockerPlace:
             for index, network in enumerate(self._assign.networks)
         }
         joined: list[tuple[str, Sequence[str]]] = [
-            (names[attachment.network], attachment.aliases) for attachment in context.networks
+            (_declared(names, attachment.network, "network"), attachment.aliases) for attachment in context.networks
         ]
         if self._assign.task.services:
             joined.append((self._prefix, ()))
@@ -284,10 +284,11 @@ class DockerPlace:
         }
         mounts, vetted = [], []
         for mount in context.mounts:
-            source = names.get(mount.source, mount.source)
             if mount.kind == "bind":
                 source = self._runtime.binds.pin(self._assign.attempt_id, mount.source)
                 vetted.append(source)
+            else:
+                source = _declared(names, mount.source, "volume")
             mounts.append(
                 policy.VolumeMount(
                     source=source, target=mount.target, is_read_only=mount.is_read_only, is_bind=mount.kind == "bind"
@@ -318,6 +319,13 @@ class DockerPlace:
             if self._assign.task.services:
                 await self._runtime.objects.release({"attempt": self._assign.attempt_id})
         self._runtime.binds.unpin(self._assign.attempt_id)
+
+
+def _declared(names: Mapping[str, str], name: str, kind: str) -> str:
+    """The physical name: what a plan does not declare could be the literal name of somebody else's."""
+    if name not in names:
+        raise ExecutionError(FailureClass.REFUSED, f"the plan declares no {kind} {name!r}")
+    return names[name]
 
 
 @contextmanager

@@ -47,11 +47,15 @@ def put_actions(*, files: tuple[str, ...], fmt: str, config: Config[ClientConfig
 
     A name that exists gets a new version; runs that exist keep theirs.
     """
-    texts = [_named(documents.read_text(file), file) for file in files]
+    texts = [(*_named(documents.read_text(file), file), file) for file in files]
 
     async def put() -> list[dict[str, Any]]:
+        put_items = []
         async with connect(config, may_found=True) as connection:
-            return [await connection.client.put_action(known, text) for known, text in texts]
+            for name, text, file in texts:
+                with documents.named(file):
+                    put_items.append(await connection.client.put_action(name, text))
+        return put_items
 
     for action in (put_items := groups.run(put())):
         for finding in action.get("warnings") or action.get("findings") or []:
@@ -105,5 +109,7 @@ def _named(text: str, file: str) -> tuple[str, str]:
     checked = lint(text, actions=None)
     if not checked.name:
         found = findings.plain(checked.findings)
-        raise PistageError(Code.INVALID, f"{file} has no name to register it under", details={"findings": found})
+        raise PistageError(
+            Code.INVALID, f"{file} has no name to register it under", details={"findings": found, "file": file}
+        )
     return str(checked.name), text

@@ -98,14 +98,12 @@ def plan_verb(
     """
     given = documents.parameters(pairs, with_file)
     body = documents.submission(target, parameters=given, start_node=start_node)
+    is_there = bool(config.settings.server) and actions is None
     try:
-        plan, found = (
-            groups.run(_plan_there(config, body))
-            if config.settings.server and actions is None
-            else _plan_here(body, actions)
-        )
+        with documents.named(target):
+            plan, found = groups.run(_plan_there(config, body)) if is_there else _plan_here(body, actions)
     except PistageError as error:
-        if fmt != "json" or not findings.of(error):
+        if fmt not in {"json", "yaml"} or not findings.of(error):
             raise
         output.print_value({"plan": None, "findings": findings.of(error)}, fmt=fmt)
         return error.exit_code
@@ -155,7 +153,8 @@ def _described(plan: Mapping[str, Any]) -> Iterator[str]:
         for item in plan.get(kind) or []:
             yield f"  {kind[:-1]} {terminal.one_line(item['name'])} ({item['driver']})"
     for pin in plan.get("pins") or []:
-        kind = "predefined" if pin["is_predefined"] else f"version {pin['version']}"
+        version = f"version {pin['version']}" if pin["version"] else "from --actions"
+        kind = "predefined" if pin["is_predefined"] else version
         yield f"  action {terminal.one_line(pin['name'])} ({kind}, sha256 {pin['sha256'][:12]})"
     for task in plan["tasks"]:
         needs = f" after {', '.join(task['needs'])}" if task.get("needs") else ""

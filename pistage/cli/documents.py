@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,16 @@ def submission(target: str, *, parameters: dict[str, Any], start_node: str | Non
     if start_node is not None:
         body["start_node"] = start_node
     return body
+
+
+@contextmanager
+def named(target: str) -> Iterator[None]:
+    """What is found wrong inside is told as being in `target`: the master never learns a file's name."""
+    try:
+        yield
+    except PistageError as error:
+        error.details.setdefault("file", target)
+        raise
 
 
 def parameters(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _show(error: PistageError) -> None:
 
     found = findings.of(error)
     for finding in found:
-        click.echo(findings.line(finding), err=True)
+        click.echo(findings.line(finding, str(error.details.get("file", ""))), err=True)
     click.echo(f"{click.style('error', fg='red', bold=True)}: {terminal.clean(error.message)}", err=True)
     if error.hint:
         click.echo(f"{click.style('hint', fg='cyan')}: {terminal.clean(error.hint)}", err=True)

@@ -60,18 +60,25 @@ def run_verb(
     start_logging(verbose, quiet=True)
     given = documents.parameters(pairs, with_file)
     body = documents.submission(target, parameters=given, start_node=start_node)
-    return groups.run(_run(config, body, is_detached=detach, is_plain=plain, runtime=runtime))
+    return groups.run(_run(config, target, body, is_detached=detach, is_plain=plain, runtime=runtime))
 
 
 async def _run(
-    config: Config[ClientConfig], body: dict[str, Any], *, is_detached: bool, is_plain: bool, runtime: str | None
+    config: Config[ClientConfig],
+    target: str,
+    body: dict[str, Any],
+    *,
+    is_detached: bool,
+    is_plain: bool,
+    runtime: str | None,
 ) -> int:
     async with connect(config, needs_agent=True, runtime=runtime) as connection:
         if is_detached and connection.is_embedded:
             raise click.UsageError("--detach needs a cluster that stays: start `pistage dev`, or set --server")
-        run = await connection.client.submit_run(body)
+        with documents.named(target):
+            run = await connection.client.submit_run(body)
         for finding in run.get("warnings") or []:
-            output.say(findings.line(finding), fg="yellow")
+            output.say(findings.line(finding, target), fg="yellow")
         if is_detached:
             click.echo(run["id"])
             output.say(f"follow it: pistage watch {run['name']}#{run['number']}")

@@ -89,6 +89,10 @@ class FakeMaster:
                 return web.json_response({"items": [item | {"updated_at": None}]})
             case "GET", ["actions", name]:
                 return web.json_response({"name": name, "version": 2, "text": "name: Clone\x1b[31m Repo\n"})
+            case "PUT", ["actions", name]:
+                return web.json_response({"name": name, "version": 1, "is_new": True, "warnings": []}, status=201)
+            case "POST", ["plan"]:
+                return web.json_response({"plan": self.plan, "findings": []})
             case "DELETE", ["actions", _]:
                 return web.Response(status=204)
         error = PistageError(Code.NOT_FOUND, f"no {path}", hint="look elsewhere")

@@ -116,7 +116,7 @@ def test_a_failing_run_is_1_and_a_wrong_document_is_2_with_its_place(shell: Shel
     assert b"7" in done.stderr
     wrong = shell.file("wrong.yaml", "name: F\nuses:\n  main:\n    - dep: Nothing\n")
     done = shell("run", "--runtime", "host", wrong, code=2)
-    assert b"definition:4:" in done.stderr
+    assert b"wrong.yaml:4:" in done.stderr
     assert b"Nothing" in done.stderr
     assert shell("run", "missing.yaml", code=5).stdout == b""
 

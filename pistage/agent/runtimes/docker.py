@@ -69,6 +69,7 @@ class DockerRuntime:
         if any(_NO_LOCAL_DRIVER in name for name in components):
             self.log_driver = "json-file"
         self.loses_newlines = self.log_driver == "local" and self.engine.api_version < _KEEPS_NEWLINES
+        chores.create_task(self.engine.watch())
         log.info("engine=%s version=%s", self.engine.address, version.get("Version"))
 
     async def close(self) -> None:

@@ -30,7 +30,7 @@ class OwnProcess:
         self.container = container
         self._stream = stream
         self._loses_newlines = loses_newlines
-        self._was_away = False
+        self._absences = engine.absences
 
     @classmethod
     async def start(cls, engine: Engine, container: str, *, loses_newlines: bool) -> OwnProcess:
@@ -58,7 +58,7 @@ class OwnProcess:
                 return await self._exit(await self._engine.wait(self.container))
             except EngineGoneError as gone:
                 is_exact = False
-                await self._wait_for_engine(gone)
+                await wait_for_engine(self._engine, gone)
             except EngineError as error:
                 raise ExecutionError(FailureClass.LOST, f"its container is gone: {error.message}") from None
 
@@ -90,7 +90,7 @@ class OwnProcess:
             return None
 
     async def _exit(self, code: int) -> Exit:
-        if self._was_away and code in _KILLED:
+        if code in _KILLED and self._engine.absences != self._absences:
             raise ExecutionError(FailureClass.LOST, "the engine went away and took the container with it")
         if code != 137:
             return Exit(code=code)
@@ -112,11 +112,6 @@ class OwnProcess:
             # What the attached stream brought was exact: only an end that came from the log may lack its newline.
             if has_advanced[stream] and (newline := mender.finish()):
                 await sink.write(stream, offsets[stream], newline)
-
-    async def _wait_for_engine(self, gone: EngineGoneError) -> None:
-        """Until the engine answers again and still has the container; ExecutionError `lost` if it does not in time."""
-        self._was_away = True
-        await wait_for_engine(self._engine, gone)
 
     async def signal(self, name: str) -> None:
         """See `Running`."""

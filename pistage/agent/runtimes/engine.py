@@ -25,6 +25,7 @@ from pistage.core.plan import RegistryAuth
 DEFAULT = "unix:///var/run/docker.sock"
 _HEADER = struct.Struct(">BxxxL")
 _NO_CONNECTION = 900  # aiodocker's word for it
+_WATCH_AGAIN_S = 0.5
 _CALL_TIMEOUT_S = 120.0  # a kill or a removal waits for the kernel; nothing else takes this long
 
 
@@ -47,6 +48,7 @@ class Engine:
     def __init__(self, address: str) -> None:
         self.address = address or os.environ.get("DOCKER_HOST") or DEFAULT
         self.api_version = (0, 0)
+        self.absences = 0  # how often the engine has been seen to go away
         self._docker: aiodocker.Docker | None = None
         self._connector: aiohttp.BaseConnector | None = None
 
@@ -82,6 +84,21 @@ class Engine:
         if self._connector is not None:
             await self._connector.close()
             self._connector = None
+
+    async def watch(self) -> None:
+        """For as long as there is an agent: notice when the engine goes away, however short its absence is."""
+        query = {"filters": json.dumps({"type": ["daemon"]})}
+        while True:
+            try:
+                async with self._request("GET", "events", query=query) as response:
+                    async for _ in response.content.iter_any():
+                        pass  # a reload: nothing to us
+                self.absences += 1
+            except EngineGoneError:
+                self.absences += 1
+            except EngineError:
+                return  # an engine that has no such events
+            await asyncio.sleep(_WATCH_AGAIN_S)
 
     # --- calls ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,93 @@
+"""The engine is killed under a running step: its own engine, so that nobody else's goes with it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pistage.agent.runtimes import docker_own
+from pistage.core.commands import StepStarted
+from pistage.core.model import State
+from pistage.core.plan import FailureClass
+from tests.agent.conftest import StartAgent, nothing_left
+from tests.agent.fake_master import FakeMaster, script, task
+
+ENGINE = Path(__file__).parent.parent.parent / "scripts" / "engine"
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def own_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can start an engine")
+    directory = tmp_path_factory.mktemp("e")
+    subprocess.run([ENGINE, "start", directory], check=True, capture_output=True)
+    try:
+        subprocess.run([ENGINE, "images", directory], check=True, capture_output=True)
+        yield directory
+    finally:
+        subprocess.run([ENGINE, "stop", directory], check=True, capture_output=True)
+        subprocess.run([ENGINE, "remove", directory], check=True, capture_output=True)
+
+
+async def engine_script(verb: str, directory: Path) -> None:
+    process = await asyncio.create_subprocess_exec(ENGINE, verb, directory, stdout=asyncio.subprocess.DEVNULL)
+    assert await process.wait() == 0
+
+
+def kill_engine(directory: Path) -> None:
+    os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["own process", "exec"])
+async def test_an_engine_that_is_killed_and_comes_back(
+    master: FakeMaster, start_agent: StartAgent, own_engine: Path, is_shared: bool
+) -> None:
+    agent = await start_agent("docker", engine=f"unix://{own_engine}/docker.sock")
+    steps = [script("echo on; sleep 100"), *([script("true", id="2")] if is_shared else [])]
+    assign = await master.assign(task(*steps))
+    await master.until(lambda: b"on" in master.stdout(assign.attempt_id))
+    kill_engine(own_engine)
+    await engine_script("start", own_engine)
+    end = await master.finished(assign)
+    assert (end.result.state, end.result.failure) == (State.LOST, FailureClass.LOST), end.result.reason
+    after = await master.run(task(script("echo after")))
+    assert after.result.state is State.SUCCEEDED, after.result.reason
+    await nothing_left(f"unix://{own_engine}/docker.sock", agent.agent_id)
+
+
+async def test_an_engine_that_does_not_come_back(
+    master: FakeMaster, start_agent: StartAgent, own_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_own, "ENGINE_RETURN_S", 2.0)
+    await start_agent("docker", engine=f"unix://{own_engine}/docker.sock")
+    assign = await master.assign(task(script("echo on; sleep 100")))
+    await master.until(lambda: master.heard(StepStarted))
+    kill_engine(own_engine)
+    end = await master.finished(assign)
+    assert end.result.state is State.LOST
+    assert "the engine went away and did not come back within 2 s" in end.result.reason
+    await engine_script("start", own_engine)
+
+
+async def test_an_agent_without_an_engine_waits_for_it_and_says_what_is_missing(
+    master: FakeMaster, start_agent: StartAgent, own_engine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await engine_script("stop", own_engine)
+
+    async def start_later() -> None:
+        async with asyncio.timeout(30):
+            while "no engine answers" not in caplog.text:  # noqa: ASYNC110 - it is only logged
+                await asyncio.sleep(0.05)
+        await engine_script("start", own_engine)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(start_later())
+        await start_agent("docker", engine=f"unix://{own_engine}/docker.sock")
+    said = [record.getMessage() for record in caplog.records if "no engine answers" in record.getMessage()]
+    assert len(said) == 1 and "install Docker" in said[0]

@@ -45,15 +45,15 @@ def to_jsonable(kind: Any, value: Any) -> Any:
 
 
 def from_json(kind: Any, text: str | bytes) -> Any:
-    """The instance of `kind` that the JSON `text` describes."""
+    """The instance of `kind` that `to_json` wrote as `text`; PistageError `internal` if it cannot be read any more."""
     try:
         return _adapter(kind).validate_json(text)
     except ValidationError as error:
-        raise _refusal(kind, error) from None
+        raise _refusal(kind, error, Code.INTERNAL) from None
 
 
-def _refusal(kind: Any, error: ValidationError) -> PistageError:
+def _refusal(kind: Any, error: ValidationError, code: Code = Code.INVALID) -> PistageError:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "the value"
     name = getattr(kind, "__name__", str(kind))
-    return PistageError(Code.INVALID, f"not a valid {name}: {where}: {first['msg']}")
+    return PistageError(code, f"not a valid {name}: {where}: {first['msg']}")

@@ -1,6 +1,7 @@
 """What only containers have: images, users, limits, networks, volumes, services, labels, and an engine that can go."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 
 from pistage.agent.runtimes.engine import Engine
 from pistage.agent.service import Agent
+from pistage.core import limits
 from pistage.core.commands import StepStarted
 from pistage.core.model import State
 from pistage.core.plan import (
@@ -340,3 +342,25 @@ async def test_names_from_a_document_are_never_more_than_text(master: FakeMaster
     end = await master.finished(assign)
     assert end.result.state is State.SUCCEEDED, end.result.reason
     assert master.stdout(end.attempt_id).decode() == odd
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_shared", [False, True], ids=["own", "shared"])
+@pytest.mark.parametrize("beyond", [20_000, 100_000, 400_000])
+async def test_a_command_that_ends_while_nobody_takes_its_output_loses_none(
+    master: FakeMaster, beyond: int, is_shared: bool
+) -> None:
+    # The outbox is full, what is beyond it is in the engine's hands, and the engine lets go two seconds after the end.
+    size = limits.OUTBOX_BYTES_MAX + beyond
+    text = f"head -c {size} /dev/urandom > f; sha256sum < f; cat f >&2"
+    master.log_refusal = LogRefused(attempt_id="", step="", stream=1, reason="the disk is full")
+    assign = await master.assign(task(script(text), *([script("true", id="2")] if is_shared else [])))
+    await master.until(lambda: master.heard(StepStarted))
+    await asyncio.sleep(6)
+    master.log_refusal = None
+    end = await master.finished(assign)
+    assert end.result.state is State.SUCCEEDED, end.result.reason
+    held = master.stderr(assign.attempt_id)
+    assert len(held) == size
+    assert hashlib.sha256(held).hexdigest() == master.stdout(assign.attempt_id).split()[0].decode()
+    master.check_output(assign.attempt_id)

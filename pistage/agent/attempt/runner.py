@@ -74,6 +74,7 @@ class Runner:
     def abandon(self, reason: str) -> None:
         """The masters want nothing of it any more: stop and remove it without another word."""
         self.is_abandoned = True
+        self._steps.hurry()
         self._brake.request(Stop(state=State.LOST, failure=FailureClass.LOST, reason=reason))
         self._outbox.drop(self._steps.stream_keys())
 

@@ -58,6 +58,10 @@ class StepRunner:
         """The streams that are in the outbox now."""
         return (key for output in list(self._outputs.values()) for key in output.keys)
 
+    def hurry(self) -> None:
+        """Kill without grace: another attempt of the task may be running by now."""
+        self._grace_s = 0.0
+
     def first_failure(self) -> Result:
         """How the attempt ended, when a step failed: as that step did, and which one it was."""
         step, result = self._failures[0]

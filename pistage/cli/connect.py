@@ -32,13 +32,17 @@ class Connection:
 
 @asynccontextmanager
 async def connect(
-    config: Config[ClientConfig], *, needs_agent: bool = False, may_found: bool = False, runtime: str | None = None
+    config: Config[ClientConfig],
+    *,
+    needs_agent: bool = False,
+    may_found: bool = False,
+    runtime: str | None = None,
 ) -> AsyncIterator[Connection]:
     """A connection for one verb.
 
     A configured server wins. Else the owner of the data directory is asked, if there is one; else this process
-    becomes the owner: with an agent if the verb `needs_agent`, otherwise to look at what was kept, or, if the verb
-    `may_found`, to begin a cluster.
+    becomes the owner, with an agent if the verb `needs_agent`: to run, or to see an unfinished run to its end. Only a
+    verb that `may_found` begins a cluster where nothing was run yet.
     """
     settings = config.settings
     if settings.server:
@@ -46,7 +50,7 @@ async def connect(
             yield Connection(client=client)
         return
     home = Home(settings.data_dir)
-    if not (needs_agent or may_found or home.is_used()):
+    if not (may_found or home.is_used()):
         raise PistageError(
             Code.UNAVAILABLE,
             "no server is configured and nothing was run here yet",
@@ -59,7 +63,7 @@ async def connect(
                 return
             endpoint = await home.endpoint(needs_agent=needs_agent)
             if endpoint is not None and stack.enter_context(home.guest_lock()) and home.is_owned_at(endpoint):
-                token = settings.token or _read(endpoint.token_file)
+                token = _read(endpoint.token_file) or settings.token
                 client = await stack.enter_async_context(Client((endpoint.url,), token))
                 yield Connection(client=client)
                 return
@@ -73,7 +77,7 @@ async def find(config: Config[ClientConfig]) -> tuple[Sequence[str], str | None]
         return settings.server, read_token(settings)
     home = Home(settings.data_dir)
     endpoint = await home.endpoint(needs_agent=False) if home.is_used() else None
-    return ((endpoint.url,), settings.token or _read(endpoint.token_file)) if endpoint else None
+    return ((endpoint.url,), _read(endpoint.token_file) or settings.token) if endpoint else None
 
 
 async def _owned(stack: AsyncExitStack, home: Home, *, needs_agent: bool, runtime: str | None) -> Connection:

@@ -75,10 +75,10 @@ class Home:
             if endpoint and (endpoint.has_agent or not needs_agent):
                 return endpoint
             await asyncio.sleep(POLL_S)
+        owner = self._read()
+        who = f"process {owner.pid}, which only looks," if owner else "another pistage process"
         raise PistageError(
-            Code.UNAVAILABLE,
-            f"another pistage process holds {self.path} and does not say where it listens",
-            hint="end it, or use another --data-dir",
+            Code.UNAVAILABLE, f"{who} holds {self.path} and does not leave", hint="end it, or use another --data-dir"
         )
 
     def publish(self, endpoint: Endpoint) -> None:

@@ -57,7 +57,7 @@ def logs_verb(
 
 
 async def _logs(config: Config[ClientConfig], what: str, wanted: Wanted) -> None:
-    async with connect(config) as connection:
+    async with connect(config, needs_agent=wanted.is_followed) as connection:
         client = connection.client
         progress, selection, steps = await _select(client, what, wanted.stream)
         is_bare = wanted.is_raw or not sys.stdout.isatty()

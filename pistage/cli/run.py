@@ -72,7 +72,7 @@ async def _run(
     is_plain: bool,
     runtime: str | None,
 ) -> int:
-    async with connect(config, needs_agent=True, runtime=runtime) as connection:
+    async with connect(config, needs_agent=True, may_found=True, runtime=runtime) as connection:
         if is_detached and connection.is_embedded:
             raise click.UsageError("--detach needs a cluster that stays: start `pistage dev`, or set --server")
         with documents.named(target):

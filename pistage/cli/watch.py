@@ -28,7 +28,7 @@ def watch_verb(run: str, plain: bool, config: Config[ClientConfig]) -> int:
 async def _watch(config: Config[ClientConfig], name: str, *, is_plain: bool) -> int:
     from pistage.cli.run import followed
 
-    async with connect(config) as connection:
+    async with connect(config, needs_agent=True) as connection:
         run = await connection.client.fetch_run(name)
         ended = await followed(connection, run, is_plain=is_plain)
         return follow.say_result(ended)
@@ -55,7 +55,7 @@ def wait_verb(run: str, timeout_s: float | None, fmt: str, config: Config[Client
 
 
 async def _wait(config: Config[ClientConfig], name: str, timeout_s: float | None) -> Run:
-    async with connect(config) as connection:
+    async with connect(config, needs_agent=True) as connection:
         run = await connection.client.fetch_run(name)
         try:
             async with asyncio.timeout(timeout_s):

@@ -144,6 +144,18 @@ def test_an_interrupted_embedded_run_is_cancelled(shell: Shell) -> None:
     assert json.loads(shell("show", "Held#1", "-o", "json").stdout)["state"] == "cancelled"
 
 
+def test_a_run_whose_cluster_was_killed_is_taken_up_by_the_next_one(shell: Shell) -> None:
+    run = shell.start("run", "--runtime", "host", shell.held())
+    wait_for(run, "step main")
+    run.kill()
+    run.wait()
+    assert json.loads(shell("ps", "-o", "json").stdout)[0]["state"] == "running"
+    shell.open_gate()
+    quick = shell.file("quick.yaml", "name: Quick\nimage: a\nrun: echo quick\n")
+    assert shell("run", "--runtime", "host", quick).stdout == b"quick\n"
+    assert {run["state"] for run in json.loads(shell("ps", "-o", "json").stdout)} <= {"succeeded", "lost"}
+
+
 def test_a_reader_that_goes_away_is_no_failure_to_shout_about(shell: Shell) -> None:
     shell("run", "--runtime", "host", shell.file("seq.yaml", "name: Seq\nimage: a\nrun: seq 300000\n"))
     logs = shell.start("logs", "Seq#1")

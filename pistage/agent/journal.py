@@ -72,7 +72,15 @@ class Entry:
         async with self._lock:
             if self._descriptor < 0:
                 return  # given up meanwhile: nobody will read it again
-            await asyncio.to_thread(_write_record, self._descriptor, pack_value(record))
+            writing = asyncio.get_running_loop().run_in_executor(
+                None, _write_record, self._descriptor, pack_value(record)
+            )
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                # A thread cannot be cancelled, and the file must not be closed under it.
+                await writing
+                raise
 
     def _replay(self, records: Iterator[list[Any]]) -> None:
         for record in records:

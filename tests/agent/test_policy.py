@@ -1,5 +1,6 @@
 """S4: whatever a plan says, what reaches the engine stays within the list."""
 
+import asyncio
 import contextlib
 import random
 import string
@@ -167,27 +168,29 @@ async def test_no_plan_reaches_the_host(block: int, tmp_path: Path) -> None:
     engine = RecordingEngine()
     runtime.engine = runtime.images._engine = runtime.objects._engine = engine  # type: ignore[assignment]
     created = 0
-    for seed in range(block * 150, block * 150 + 150):
-        rng = random.Random(seed)
-        assign = any_assign(rng)
-        (step,) = assign.task.steps()
-        command = Command(
-            key="1", script=step.script, entrypoint=step.entrypoint, command=step.command, env=step.env,
-            workdir=step.workdir, user=step.user,
-        )  # fmt: skip
-        place = DockerPlace(runtime, assign, NoNotes())  # type: ignore[arg-type]
-        engine.created.clear()
-        for act in (place.prepare, lambda: place.start(assign.task.contexts[0], command)):  # noqa: B023
-            with contextlib.suppress(ExecutionError):
-                await act()
-        for body in engine.created:
-            check_harmless(body, assign.run_id)
-        for path, body in engine.asked:
-            assert path in {"networks/create", "volumes/create"}
-            assert body.get("Driver") != "macvlan" if path == "networks/create" else True
-            assert body["Name"].startswith("pistage-") and "DriverOpts" not in body and "Options" not in body
-        engine.asked.clear()
-        created += len(engine.created)
+    async with asyncio.TaskGroup() as chores:
+        runtime._chores = chores
+        for seed in range(block * 150, block * 150 + 150):
+            rng = random.Random(seed)
+            assign = any_assign(rng)
+            (step,) = assign.task.steps()
+            command = Command(
+                key="1", script=step.script, entrypoint=step.entrypoint, command=step.command, env=step.env,
+                workdir=step.workdir, user=step.user,
+            )  # fmt: skip
+            place = DockerPlace(runtime, assign, NoNotes())  # type: ignore[arg-type]
+            engine.created.clear()
+            for act in (place.prepare, lambda: place.start(assign.task.contexts[0], command)):  # noqa: B023
+                with contextlib.suppress(ExecutionError):
+                    await act()
+            for body in engine.created:
+                check_harmless(body, assign.run_id)
+            for path, body in engine.asked:
+                assert path in {"networks/create", "volumes/create"}
+                assert body.get("Driver") != "macvlan" if path == "networks/create" else True
+                assert body["Name"].startswith("pistage-") and "DriverOpts" not in body and "Options" not in body
+            engine.asked.clear()
+            created += len(engine.created)
     assert created > 10, "the property is about requests that are made"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pistage.agent import policy
 from pistage.agent.runtimes.base import Command, ExecutionError, Notebook, Place, Running, script_argv
@@ -26,8 +27,6 @@ from pistage.wire import Assign
 log = logging.getLogger(__name__)
 
 _CONNECT_RETRY_S = 2.0
-_CONFLICT = 409
-_NOT_FOUND = 404
 _NO_LOCAL_DRIVER = "podman"
 #: The first API version whose `local` log driver keeps the newline of a line longer than 16 KiB.
 _KEEPS_NEWLINES = (1, 42)
@@ -105,6 +104,19 @@ class DockerRuntime:
         with translated():
             await self.objects.release({"agent": self.agent_id, "run": run_id})
 
+    async def whole(self, call: Coroutine[Any, Any, str]) -> str:
+        """Make a call that is seen to its end even if the caller is cancelled: what it makes can then be removed."""
+        assert self._chores is not None, "containers are made after `open`"
+        task = self._chores.create_task(_outcome(call))
+        try:
+            outcome = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
     def in_background(self, container: str) -> asyncio.Task[bool]:
         """Remove a container without making anybody wait; the task tells whether it is gone."""
         assert self._chores is not None, "containers are made after `open`"
@@ -117,6 +129,13 @@ class DockerRuntime:
             log.debug("container=%s is removed later: %s", container, error)
             return False
         return True
+
+
+async def _outcome(call: Coroutine[Any, Any, str]) -> str | EngineError | EngineGoneError:
+    try:
+        return await call
+    except (EngineError, EngineGoneError) as error:
+        return error
 
 
 class DockerPlace:
@@ -219,8 +238,6 @@ class DockerPlace:
         known = await self._engine.inspect(name)
         if known is None:
             raise ExecutionError(FailureClass.LOST, "its container is gone: something other than Pistage removed it")
-        if known["State"]["Status"] == "created":
-            return await OwnProcess.start(self._engine, known["Id"], loses_newlines=self._runtime.loses_newlines)
         return OwnProcess(self._engine, known["Id"], None, loses_newlines=self._runtime.loses_newlines)
 
     async def _create_step(self, context: Context, spec: policy.ContainerSpec) -> str | None:
@@ -246,24 +263,33 @@ class DockerPlace:
         spec = replace(spec, labels=self._labels | dict(spec.labels), log_driver=self._runtime.log_driver)
         body = spec.render()
         policy.refuse_unless_allowed(body, vetted_binds=vetted)
-        try:
+        for _ in range(2):
             try:
-                container = await self._engine.create(name, body)
+                container = await self._runtime.whole(self._engine.create(name, body))
+                break
             except EngineError as error:
-                if error.status != _NOT_FOUND:
-                    raise
-                # The image was there a moment ago, and somebody removed it.
-                self._runtime.images.forget(spec.image)
-                await self._runtime.images.ensure(spec.image, auth)
-                container = await self._engine.create(name, body)
-        except EngineError as error:
-            if error.status == _CONFLICT:
-                return None
-            raise
+                match error.status:
+                    case 404:
+                        # The image was there a moment ago, and somebody removed it.
+                        self._runtime.images.forget(spec.image)
+                        await self._runtime.images.ensure(spec.image, auth)
+                    case 409 if await self._was_started(name):
+                        return None
+                    case 409:
+                        # Nobody knows how far its making came; as it never ran, it is made anew.
+                        await self._engine.remove(name)
+                    case _:
+                        raise
+        else:
+            raise EngineError(409, f"the engine would not make container {name}")
         for network, aliases in spec.networks[1:]:
             # Engines before API 1.44 take one network at creation; the others are joined before the start.
             await self._runtime.objects.join(network, container, aliases)
         return container
+
+    async def _was_started(self, name: str) -> bool:
+        known = await self._engine.inspect(name)
+        return known is not None and known["State"]["Status"] != "created"
 
     def _networks(self, context: Context) -> list[tuple[str, Sequence[str]]]:
         names = {

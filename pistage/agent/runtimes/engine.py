@@ -60,10 +60,13 @@ class Engine:
     async def connect(self) -> dict[str, Any]:
         """Find out what engine there is: its version, as it says it."""
         await self.close()
+        # By default a connector lends out 100 connections, and each wait for a container takes one.
         if self.socket_path is not None:
-            # By default a connector lends out 100 connections, and each wait for a container takes one.
             self._connector = aiohttp.UnixConnector(self.socket_path, limit=0)
             self._docker = aiodocker.Docker("unix://localhost", connector=self._connector)
+        elif self.address.startswith(("tcp://", "http://")) and os.environ.get("DOCKER_TLS_VERIFY", "0") != "1":
+            self._connector = aiohttp.TCPConnector(limit=0)
+            self._docker = aiodocker.Docker(self.address.replace("tcp://", "http://"), connector=self._connector)
         else:
             self._docker = aiodocker.Docker(self.address)
         try:
@@ -131,7 +134,8 @@ class Engine:
                 try:
                     yield response
                 finally:
-                    response.close() if response.connection else None
+                    # aiodocker leaves it to us: a connection whose answer was not read to its end is not used again.
+                    response.close()
         except aiodocker.DockerError as error:
             raise _translated(error) from None
         except TimeoutError:

@@ -157,6 +157,9 @@ class FakeMaster:
         own = (e for e in self.events if isinstance(e, Finished) and e.attempt_id == assign.attempt_id)
         return next(own, None)
 
+    def heard_of(self, assign: wire.Assign) -> bool:
+        return any(event.attempt_id == assign.attempt_id for event in self.events)
+
     def steps_of(self, attempt_id: str) -> dict[str, StepFinished]:
         return {e.step: e for e in self.events if isinstance(e, StepFinished) and e.attempt_id == attempt_id}
 

@@ -199,3 +199,23 @@ async def test_processes_that_ended_with_the_agent_are_said_to_be_lost(
         await asyncio.sleep(0.3)  # long enough for a process that still lives to show it
         assert beat.read_bytes() == last
     assert list((tmp_path / "agent" / "workspaces").iterdir()) == []
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("is_shared", [False, True], ids=["own process", "exec"])
+async def test_killed_at_any_moment_of_the_start_it_runs_once(
+    master: FakeMaster, docker: AgentProcess, is_shared: bool
+) -> None:
+    await master.until(lambda: bool(master.sockets))
+    for number in range(8):
+        assign = await master.assign(task(script("echo once"), *([script("true", id="2")] if is_shared else [])))
+        await asyncio.sleep(number * 0.04)  # the moment is what is tested
+        master.live_runs = [assign.run_id]
+        journalled = master.heard_of(assign)
+        await kill_and_start(master, docker)
+        if not journalled and not any(held.attempt_id == assign.attempt_id for held in master.hellos[-1].held):
+            await master.send(assign)
+        end = await master.finished(assign)
+        assert end.result.state is State.SUCCEEDED, end.result.reason
+        assert master.stdout(assign.attempt_id) == b"once\n"
+        master.check_output(assign.attempt_id)

@@ -364,3 +364,13 @@ async def test_a_command_that_ends_while_nobody_takes_its_output_loses_none(
     assert len(held) == size
     assert hashlib.sha256(held).hexdigest() == master.stdout(assign.attempt_id).split()[0].decode()
     master.check_output(assign.attempt_id)
+
+
+async def test_a_cancel_at_any_moment_of_the_start_leaves_nothing(master: FakeMaster) -> None:
+    steps = [script("sleep 100"), script("true", id="2")]
+    for number in range(16):
+        assign = await master.assign(task(*steps[: 1 + number % 2]))
+        await asyncio.sleep(number * 0.02)  # the moment is what is tested
+        await master.send(Cancel(attempt_id=assign.attempt_id, reason="never mind"))
+        end = await master.finished(assign)
+        assert end.result.state is State.CANCELLED

@@ -130,11 +130,12 @@ class Reader:
         """A view of everything applied before this call."""
         db = await self._free.get()
         try:
+            # A reader that was cancelled, because its client hung up, leaves its transaction open: the thread of
+            # the connection may still be at its last query, and nobody is there to wait for the end of it.
+            await db.rollback()
             await db.execute("BEGIN")
-            try:
-                yield Snapshot(db)
-            finally:
-                await db.execute("ROLLBACK")
+            yield Snapshot(db)
+            await db.rollback()
         finally:
             self._free.put_nowait(db)
 

@@ -92,6 +92,7 @@ async def test_build_and_lint_makes_two_containers_at_once_with_two_commands_in_
         seen = [[[part for part in (CLONE, "make build", "make lint") if part in text] for text in watch.execs_of(each)]
                 for each in containers]  # fmt: skip
         assert sorted(seen) == [[[CLONE], ["make build"]], [[CLONE], ["make lint"]]]
+        await watch.until_clean()
         first, second = (watch.life_of(container) for container in containers)
         assert first[0] < second[1] and second[0] < first[1]
         async with api.session.get(f"{api.url}/api/v1/runs/{done['id']}/logs") as response:

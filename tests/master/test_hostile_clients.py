@@ -64,6 +64,17 @@ async def test_a_body_without_end_is_cut_off_at_its_limit(tmp_path: Path) -> Non
         writer.close()
 
 
+async def test_clients_that_hang_up_in_the_middle_leave_reading_as_it_was(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api:
+        head = f"GET /api/v1/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+        for number in range(300):
+            _, writer = await dial(api, head)
+            await asyncio.sleep(number % 5 / 1000)  # at each point of a read, a little later each time
+            writer.transport.abort()
+        answers = await asyncio.gather(*(api.call("GET", "/api/v1/runs") for _ in range(20)))
+        assert {status for status, _ in answers} == {200}
+
+
 @pytest.mark.slow
 async def test_five_hundred_half_open_connections_leave_the_others_their_answers(tmp_path: Path) -> None:
     async with a_master(tmp_path) as api:

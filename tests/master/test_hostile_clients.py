@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pistage import wire
 from pistage.core import limits
-from tests.master.fakes import TOKEN, Api, a_master
+from tests.master.fakes import TOKEN, Api, a_master, an_agent
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -73,6 +74,24 @@ async def test_clients_that_hang_up_in_the_middle_leave_reading_as_it_was(tmp_pa
             writer.transport.abort()
         answers = await asyncio.gather(*(api.call("GET", "/api/v1/runs") for _ in range(20)))
         assert {status for status, _ in answers} == {200}
+
+
+async def test_a_reader_that_goes_away_is_no_error_of_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        run = await api.submit()
+        assign = await agent.receive(wire.Assign)
+        await agent.accept(assign)
+        path = f"/api/v1/runs/{run['id']}/logs?follow=1"
+        reader, writer = await dial(
+            api, f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+        )
+        await reader.readline()
+        writer.transport.abort()
+        for offset in range(50):
+            await agent.print(assign, b"x" * 1000, 1000 * offset)
+        await agent.finish(assign, length=50_000)
+        assert (await api.ended(run["id"]))["state"] == "succeeded"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.slow

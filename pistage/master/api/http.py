@@ -57,8 +57,8 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         code = {404: Code.NOT_FOUND, 405: Code.USAGE, 413: Code.TOO_LARGE}.get(error.status, Code.USAGE)
         detail = f"{request.method} {request.path}: {error.reason}"
         return problem(PistageError(code, detail, hint="the routes are in /openapi.json"), status=error.status)
-    except (ConnectionError, asyncio.CancelledError):
-        raise
+    except ConnectionError:
+        return web.Response(status=499)  # the client hung up in the middle of an answer; nobody reads this one
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         return problem(PistageError(Code.INTERNAL, "the master failed to answer; its log has the reason"))

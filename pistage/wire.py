@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgpack
+from pydantic import Field
 
-from pistage.core import codec, ids
+from pistage.core import codec, ids, limits
 from pistage.core.commands import AttemptEvent, Command
-from pistage.core.model import AgentInfo
+from pistage.core.model import INSTANT_MAX, AgentInfo
 from pistage.core.plan import Network, Task, Volume
 from pistage.errors import Code, PistageError
 
@@ -70,7 +71,7 @@ class Report:
 
     kind: Literal["report"] = "report"
     number: int
-    events: tuple[AttemptEvent, ...]
+    events: Annotated[tuple[AttemptEvent, ...], Field(max_length=limits.REPORT_BATCH_MAX)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,12 +236,22 @@ def unpack_message(raw: bytes) -> ToMaster | ToAgent:
     """The message in `raw`; PistageError `invalid` if it is none of ours."""
     match _unpack(raw):
         case ["log", str(attempt), str(step), 1 | 2 as stream, int(offset), int(at), bytes(data)]:
-            return LogFrame(attempt_id=attempt, step=step, stream=stream, offset=offset, at=at, data=data)
+            return _checked(LogFrame(attempt_id=attempt, step=step, stream=stream, offset=offset, at=at, data=data))
         case [str(kind), dict(fields)] if kind in _MESSAGES:
             message: ToMaster | ToAgent = codec.from_plain(_MESSAGES[kind], fields)
             return message
         case _:
             raise PistageError(Code.INVALID, "not a message of the session protocol")
+
+
+def _checked(frame: LogFrame) -> LogFrame:
+    # What the index of the output and the readers' dates can hold; our agents send nothing else.
+    is_step = frame.step.isascii() and frame.step.isdigit() and len(frame.step) < 10 and frame.step[0] != "0"
+    if not (is_step and 0 <= frame.offset < 1 << 53 and 0 <= frame.at <= INSTANT_MAX):
+        raise PistageError(Code.INVALID, "not a frame of output: its step, offset or time is out of range")
+    if len(frame.data) > limits.FRAME_BYTES_MAX:
+        raise PistageError(Code.INVALID, f"a frame of output holds at most {limits.FRAME_BYTES_MAX} bytes")
+    return frame
 
 
 def pack_command(command: Command) -> bytes:

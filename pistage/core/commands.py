@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Discriminator
+from pydantic import AfterValidator, Discriminator
 
-from pistage.core.model import AgentInfo, Result, StreamEnd
+from pistage.core.model import AgentInfo, Instant, Result, State, StreamEnd
 from pistage.core.plan import Plan
 
 
@@ -119,12 +119,32 @@ class AssignTask:
     agent_epoch: int
 
 
+def _ended(result: Result) -> Result:
+    if not result.state.is_terminal:
+        raise ValueError(f"nothing ends {result.state}")
+    if result.state is State.SUCCEEDED and result.failure is not None:
+        raise ValueError("a success has no class of failure")
+    return result
+
+
+def _attempt_ended(result: Result) -> Result:
+    if result.state is State.SKIPPED:
+        raise ValueError("an attempt that was assigned is not skipped")
+    return result
+
+
+# An entry of the log that the state machine cannot carry out would stop the master at every start (S8): what an
+# agent says is therefore checked where it comes in, before it is proposed.
+Ended = Annotated[Result, AfterValidator(_ended)]
+AttemptEnded = Annotated[Ended, AfterValidator(_attempt_ended)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """The agent has journalled the assignment and will see it through."""
 
     kind: Literal["accepted"] = "accepted"
-    at: int
+    at: Instant
     attempt_id: str
     fence: int
     runtime: str = ""
@@ -136,7 +156,7 @@ class StepStarted:
     """A step's command runs. `container` is the engine's id of it, or "" where there is none."""
 
     kind: Literal["step_started"] = "step_started"
-    at: int
+    at: Instant
     attempt_id: str
     fence: int
     step: str
@@ -148,11 +168,11 @@ class StepFinished:
     """A step ended, or was skipped; `stdout` and `stderr` say how much output there is to be had."""
 
     kind: Literal["step_finished"] = "step_finished"
-    at: int
+    at: Instant
     attempt_id: str
     fence: int
     step: str
-    result: Result
+    result: Ended
     stdout: StreamEnd | None = None
     stderr: StreamEnd | None = None
 
@@ -162,10 +182,10 @@ class Finished:
     """The attempt ended and its processes are proven gone."""
 
     kind: Literal["finished"] = "finished"
-    at: int
+    at: Instant
     attempt_id: str
     fence: int
-    result: Result
+    result: AttemptEnded
 
 
 AttemptEvent = Annotated[Accepted | StepStarted | StepFinished | Finished, Discriminator("kind")]

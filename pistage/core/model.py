@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import Field
 
 from pistage.core.plan import FailureClass
+
+INSTANT_MAX: Final = 253_402_300_799_999  # the end of the year 9999, where Python's and RFC 3339's dates end
+#: Milliseconds UTC that another process tells.
+Instant = Annotated[int, Field(ge=0, le=INSTANT_MAX)]
+#: A number that another process tells: exact in JSON and in SQLite, and so are sums of them.
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
 
 
 class State(StrEnum):
@@ -52,10 +61,10 @@ def check_transition(subject: str, old: State, new: State) -> None:
 class Capacity:
     """What an agent offers to tasks: thousandths of a core, bytes, devices, and places."""
 
-    cpus_milli: int
-    memory_bytes: int
-    gpus: int = 0
-    slots: int = 1
+    cpus_milli: Count
+    memory_bytes: Count
+    gpus: Count = 0
+    slots: Count = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +89,7 @@ class AgentInfo:
 class StreamEnd:
     """How much a stream held in the end: bytes, and the SHA-256 of them all as hex."""
 
-    length: int
+    length: Count
     sha256: str
 
 
@@ -90,5 +99,5 @@ class Result:
 
     state: State
     failure: FailureClass | None = None
-    exit_code: int | None = None
+    exit_code: Annotated[int, Field(ge=-(1 << 31), lt=1 << 32)] | None = None
     reason: str = ""

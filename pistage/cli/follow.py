@@ -12,9 +12,12 @@ from pistage.cli import groups, output
 from pistage.cli.plain import PlainScreen
 from pistage.cli.progress import Progress
 from pistage.client import Chunk, Client, Event, Run
+from pistage.errors import Code, PistageError
 
 #: After the end of a run, a live screen shows output that is still on its way for this long.
 _LAST_LINES_S: Final = 1.0
+_LOOK_EVERY_S: Final = 1.5  # why a task waits is no event of the run, so it is asked for
+_HOPELESS_S: Final = 3.0
 EXIT_CODES: Final = {"succeeded": 0, "failed": 1, "lost": 1, "cancelled": 3}
 
 
@@ -29,20 +32,31 @@ class Screen(Protocol):
     def on_chunk(self, chunk: Chunk) -> None:
         """A step printed."""
 
+    def on_waiting(self, task: str, reason: str) -> None:
+        """A task waits for a place, and why; told again when the reason has changed."""
+
     def on_end(self, run: Run) -> None:
         """The run is over and everything was shown."""
 
 
-async def follow(client: Client, run: Run, *, is_plain: bool = False, has_output: bool = True) -> Run:
-    """Show the run until it is over; the run as it ended."""
+async def follow(
+    client: Client, run: Run, *, is_plain: bool = False, has_output: bool = True, is_alone: bool = False
+) -> Run:
+    """Show the run until it is over; the run as it ended.
+
+    PistageError `unplaceable` where `is_alone`, which says that no agent will come but those there are, and none of
+    them could ever take what waits.
+    """
     progress = Progress(run, await client.fetch_plan(run["id"]))
     is_live = not is_plain and is_terminal()
     with _screen(progress, is_live=is_live) as screen:
         async with groups.one_error(), asyncio.TaskGroup() as group:
             reader = group.create_task(_show_output(client, run["id"], screen)) if has_output else None
+            waiting = group.create_task(_tell_of_waiting(client, run["id"], screen, is_alone=is_alone))
             async with aclosing(client.follow_events(run["id"])) as events:
                 async for event in events:
                     screen.on_event(event)
+            waiting.cancel()
             if reader is not None and is_live:
                 await asyncio.wait([reader], timeout=_LAST_LINES_S)
                 reader.cancel()
@@ -95,6 +109,33 @@ def _screen(progress: Progress, *, is_live: bool) -> Screen:
     from pistage.cli.live import LiveScreen
 
     return LiveScreen(progress)
+
+
+async def _tell_of_waiting(client: Client, run_id: str, screen: Screen, *, is_alone: bool) -> None:
+    said: dict[str, str] = {}
+    hopeless_s = 0.0
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        try:
+            run = await client.fetch_run(run_id)
+        except PistageError:
+            continue  # the events say what becomes of the run; this only looks on
+        waiting = [task for task in run["tasks"] if task["state"] == "queued" and task.get("waiting")]
+        for task in waiting:
+            if said.get(task["name"]) != task["waiting"]:
+                said[task["name"]] = task["waiting"]
+                screen.on_waiting(task["name"], task["waiting"])
+        is_stuck = any(not task.get("is_placeable", True) for task in waiting) and not any(
+            task["state"] == "running" for task in run["tasks"]
+        )
+        hopeless_s = hopeless_s + _LOOK_EVERY_S if is_stuck else 0.0
+        if is_alone and hopeless_s >= _HOPELESS_S:
+            task = next(task for task in waiting if not task.get("is_placeable", True))
+            raise PistageError(
+                Code.UNPLACEABLE,
+                f"task {task['name']!r} cannot be placed: {task['waiting']}",
+                hint="this cluster is the command's own and has one agent; see pistage serve and pistage dev",
+            )
 
 
 async def _show_output(client: Client, run_id: str, screen: Screen) -> None:

@@ -63,6 +63,11 @@ class LiveScreen:
         for line in lines.feed(chunk.data):
             self._progress.tail.append(f"{label} | {line}")
 
+    def on_waiting(self, task: str, reason: str) -> None:
+        """Show why nothing happens, in the task's place; its next event takes that away."""
+        if (known := self._progress.tasks.get(task)) is not None and known.state == "queued":
+            known.reason = terminal.one_line(f"waits: {reason}")
+
     def on_end(self, run: Run) -> None:
         """The last frame stays on the terminal."""
         self._live.refresh()

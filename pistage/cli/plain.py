@@ -50,6 +50,10 @@ class PlainScreen:
             self._print(label, line)
         sys.stdout.flush()
 
+    def on_waiting(self, task: str, reason: str) -> None:
+        """Say why nothing happens."""
+        output.say(f"task {shortened(task)}: waits: {reason}", fg="yellow")
+
     def on_end(self, run: Run) -> None:
         """Nothing more to draw."""
 

@@ -13,7 +13,7 @@ from pistage.cli import documents, findings, follow, groups, options, output
 from pistage.cli.connect import Connection, connect
 from pistage.client import Client, Run
 from pistage.config import ClientConfig, Config
-from pistage.errors import PistageError
+from pistage.errors import Code, PistageError
 
 #: How long a run of an embedded cluster may take to end once it was interrupted; its containers get their grace.
 _CANCEL_S = 30.0
@@ -91,7 +91,11 @@ async def _run(
 async def followed(connection: Connection, run: Run, *, is_plain: bool) -> Run:
     """Follow to the end. Interrupted, it says how to look again; an embedded run is cancelled first."""
     try:
-        return await follow.follow(connection.client, run, is_plain=is_plain)
+        return await follow.follow(connection.client, run, is_plain=is_plain, is_alone=connection.is_embedded)
+    except PistageError as error:
+        if error.code is Code.UNPLACEABLE:
+            await _cancel(connection.client, run)
+        raise
     except asyncio.CancelledError:
         title = f"{run['name']}#{run['number']}"
         if connection.is_embedded:

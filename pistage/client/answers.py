@@ -49,6 +49,8 @@ class Task(TypedDict, total=False):
     name: str
     state: str
     reason: str
+    waiting: str  # why a queued task waits
+    is_placeable: bool  # whether an agent there is could ever take it
     needs: list[str]
     attempts: list[Attempt]
 

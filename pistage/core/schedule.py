@@ -68,10 +68,14 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What to assign now, why each other task waits (by run and task), and when to look again, if only time helps."""
+    """What to assign now, why each other task waits (by run and task), and when to look again, if only time helps.
+
+    `hopeless` are those that no agent here could take even with nothing else to do: they wait for another agent.
+    """
 
     placements: tuple[Placement, ...] = ()
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    hopeless: frozenset[tuple[str, str]] = frozenset()
     wake_at: int | None = None
 
 
@@ -84,6 +88,7 @@ def decide(view: View, now: int) -> Decision:
     gangs: dict[tuple[str, str], str] = {}
     placements: list[Placement] = []
     reasons: dict[tuple[str, str], str] = {}
+    hopeless: set[tuple[str, str]] = set()
     wake_at: int | None = None
     for task in sorted(view.waiting, key=lambda task: (-task.priority, task.queued_at, task.run_id, task.name)):
         key = (task.run_id, task.name)
@@ -95,6 +100,8 @@ def decide(view: View, now: int) -> Decision:
         chosen, reason = _choose(replace(task, bound_to=bound_to), list(agents.values()))
         if chosen is None:
             reasons[key] = reason
+            if all(_is_beyond(task, candidate) for candidate in view.agents):
+                hopeless.add(key)
             continue
         agents[chosen.info.id] = replace(chosen, free=_less(chosen.free, task.resources))
         if task.gang:
@@ -102,7 +109,7 @@ def decide(view: View, now: int) -> Decision:
         placements.append(
             Placement(run_id=task.run_id, task=task.name, agent_id=chosen.info.id, agent_epoch=chosen.epoch)
         )
-    return Decision(placements=tuple(placements), reasons=reasons, wake_at=wake_at)
+    return Decision(placements=tuple(placements), reasons=reasons, hopeless=frozenset(hopeless), wake_at=wake_at)
 
 
 def _choose(task: WaitingTask, agents: list[Candidate]) -> tuple[Candidate | None, str]:
@@ -143,6 +150,14 @@ def obstacle_to(task: WaitingTask, candidate: Candidate) -> str | None:  # noqa:
         if wanted > left:
             return text.format(left / unit, wanted / unit)
     return None
+
+
+def _is_beyond(task: WaitingTask, candidate: Candidate) -> bool:
+    """Whether the agent could not take the task even if it were connected and idle."""
+    whole = candidate.info.capacity
+    room = Room(cpus_milli=whole.cpus_milli, memory_bytes=whole.memory_bytes, gpus=whole.gpus, slots=whole.slots)
+    idle = replace(candidate, is_connected=True, is_draining=False, free=room)
+    return obstacle_to(replace(task, bound_to=None), idle) is not None
 
 
 def is_met(constraint: Constraint, labels: Mapping[str, str]) -> bool:

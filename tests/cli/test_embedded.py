@@ -134,6 +134,13 @@ def test_a_second_run_joins_the_cluster_of_the_first(shell: Shell) -> None:
     assert shell("ps", "-o", "name").stdout.count(b"\n") == 2
 
 
+def test_a_run_that_this_machine_can_never_take_says_why_and_is_6(shell: Shell) -> None:
+    shell.file("gpu.yaml", "name: Gpu\nimage: alpine\nrun: 'true'\nagent: gpu=true\n")
+    done = shell("run", "--runtime", "host", "gpu.yaml", code=6)
+    assert b"task main: waits: " in done.stderr and b"label gpu=true is missing" in done.stderr
+    assert json.loads(shell("show", "Gpu#1", "-o", "json").stdout)["state"] == "cancelled"
+
+
 def test_an_interrupted_embedded_run_is_cancelled(shell: Shell) -> None:
     run = shell.start("run", "--runtime", "host", shell.held())
     wait_for(run, "step main")

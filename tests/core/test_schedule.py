@@ -103,3 +103,13 @@ def test_constraints_read_labels_as_written() -> None:
     assert is_met(Constraint(key="ssd", operator="present"), labels)
     assert is_met(Constraint(key="spot", operator="absent"), labels)
     assert not is_met(Constraint(key="zone", operator="absent"), labels)
+
+
+def test_a_task_that_only_waits_its_turn_is_told_from_one_that_no_agent_could_take() -> None:
+    tasks = (
+        a_waiting("busy"),
+        a_waiting("huge", resources=Resources(cpus_milli=64_000)),
+        a_waiting("labelled", constraints=(Constraint(key="gpu", operator="present"),)),
+    )
+    decision = decide(View(agents=(an_agent(slots=0), an_agent("a2", is_connected=False)), waiting=tasks), NOW)
+    assert {task for _, task in decision.hopeless} == {"huge", "labelled"}

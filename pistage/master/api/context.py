@@ -44,8 +44,8 @@ class Context:
             )
         return project
 
-    def why_waiting(self, run_id: str, task: str) -> str:
-        """Why a queued task waits, as far as the last decision knew."""
+    def why_waiting(self, run_id: str, task: str) -> tuple[str, bool]:
+        """Why a queued task waits, and whether an agent here could ever take it, as far as the last decision knew."""
         return self.dispatch.why_waiting(run_id, task)
 
     def refuse_unless_space(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import assert_never
 
@@ -34,12 +35,13 @@ class Dispatch:
         self._lease_s = lease_s
         self._effects: deque[Effect] = deque()
         self._work = asyncio.Event()
-        self._reasons: Mapping[tuple[str, str], str] = {}
+        self._decision = schedule.Decision()
         replica.on_applied(self._note)
 
-    def why_waiting(self, run_id: str, task: str) -> str:
-        """Why the last decision left the task waiting; "" if it did not."""
-        return self._reasons.get((run_id, task), "")
+    def why_waiting(self, run_id: str, task: str) -> tuple[str, bool]:
+        """Why the last decision left the task waiting, "" if it did not; whether an agent here could ever take it."""
+        key = (run_id, task)
+        return self._decision.reasons.get(key, ""), key not in self._decision.hopeless
 
     def wake(self) -> None:
         """Decide again now: an agent came or went."""
@@ -48,12 +50,14 @@ class Dispatch:
     async def serve(self) -> None:
         """Carry out effects and decide, after each change and once a second, until cancelled."""
         wake_in_s = 0.0
+        look_at = time.monotonic() + _LOOK_EVERY_S
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(wake_in_s, _LOOK_EVERY_S)):
                     await self._work.wait()
-            except TimeoutError:
+            if time.monotonic() >= look_at:  # by the clock: there may be work in every second
                 await self._declare_losses()
+                look_at = time.monotonic() + _LOOK_EVERY_S
             self._work.clear()
             while self._effects:
                 effect = self._effects.popleft()
@@ -89,7 +93,7 @@ class Dispatch:
         agents = tuple(replace(one, is_connected=self._sessions.is_connected(one.info.id)) for one in view.agents)
         now = wire.now_ms()
         decision = schedule.decide(replace(view, agents=agents), now)
-        self._reasons = decision.reasons
+        self._decision = decision
         if decision.placements:
             async with asyncio.TaskGroup() as group:
                 for placement in decision.placements:
@@ -121,6 +125,7 @@ class Dispatch:
             reason = f"agent {name} was not heard of for {silent_s:.0f} s"
             try:
                 await self._replica.propose(LoseAgent(at=wire.now_ms(), agent_id=agent_id, epoch=epoch, reason=reason))
+                self._sessions.drop(agent_id)
             except PistageError as refusal:
                 if refusal.code is not Code.CONFLICT:
                     log.warning("agent=%s not declared lost: %s", name, refusal)

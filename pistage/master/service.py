@@ -92,7 +92,7 @@ class Master:
             planner=Planner(replica.state_path),
             run_signals=run_signals,
         )
-        await stack.enter_async_context(running(logs.serve(), dispatch.serve()))
+        await stack.enter_async_context(running(logs.serve(), dispatch.serve(), sessions.watch_the_clock()))
         self.routes = routes_of(context)
         bound_port = await stack.enter_async_context(_listening(self.routes, self._token, host, port))
         stack.push_async_callback(sessions.close)

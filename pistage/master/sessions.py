@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _HELLO_TIMEOUT_S = 10.0
 _OUTGOING_MAX = 4096  # messages; an agent that reads slower than this is dropped and comes back
 _INCOMING_MAX = 256  # reports and acknowledgements under way; then the socket is not read
+_TICK_S = 0.5
+_LATE_MAX_S = 0.5  # a loop that is later than this was not merely busy
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class Sessions:
         self._logs = logs
         self._heartbeat_s = heartbeat_s
         self._lease_s = lease_s
-        self._started_at = time.monotonic()
+        self._listening_since = time.monotonic()
         self._sessions: dict[str, Session] = {}
         self._last_heard: dict[str, float] = {}
         self._on_change: Callable[[], None] = lambda: None
@@ -62,13 +64,30 @@ class Sessions:
         for session in self._sessions.values():
             session.is_closing.set()
 
+    def drop(self, agent_id: str) -> None:
+        """End the agent's session, if it has one: it was declared lost, and only a new hello makes it up again."""
+        if session := self._sessions.get(agent_id):
+            session.is_closing.set()
+
+    async def watch_the_clock(self) -> None:
+        """Notice, until cancelled, when this process itself stood still (stopped, swapped out), and blame no agent.
+
+        What came in meanwhile is not read yet, and agents may have hung up: each gets a lease anew.
+        """
+        while True:
+            due = time.monotonic() + _TICK_S
+            await asyncio.sleep(_TICK_S)
+            if (late_s := time.monotonic() - due) > _LATE_MAX_S:
+                log.warning("this master stood still for %.1f s: every agent gets a lease anew", late_s)
+                self._listening_since = time.monotonic()
+
     def is_connected(self, agent_id: str) -> bool:
         """Whether the agent has a session here."""
         return agent_id in self._sessions
 
     def silent_s(self, agent_id: str) -> float:
         """Seconds since the agent was heard of, or since this master began to listen: nobody is judged early."""
-        return time.monotonic() - self._last_heard.get(agent_id, self._started_at)
+        return time.monotonic() - max(self._last_heard.get(agent_id, 0.0), self._listening_since)
 
     def send(self, agent_id: str, message: wire.ToAgent) -> None:
         """Send if the agent is connected; if not, it is told when it comes back."""

@@ -1,5 +1,7 @@
 """Sessions and dispatch: what an agent is told, what is taken from it, and what a restart on either side changes."""
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,42 @@ async def test_a_silent_agent_is_lost_after_its_lease(tmp_path: Path) -> None:
             assert assign.number == 2
         _, agents = await api.call("GET", "/api/v1/agents")
         assert {item["id"]: item["state"] for item in agents["items"]}[agent.id] == "lost"
+
+
+async def test_a_silent_agent_is_lost_however_busy_the_master_is(tmp_path: Path) -> None:
+    async with a_master(tmp_path, lease=0.5, heartbeat=0.1) as api, an_agent(api) as (agent, _):
+
+        async def change_something() -> None:
+            while True:
+                await api.call("PUT", "/api/v1/actions/Hello", data=HELLO_YAML)
+
+        async with running(change_something()):
+            assert (await agent.socket.receive(timeout=10)).type.name in {"CLOSE", "CLOSED", "CLOSING"}
+        _, agents = await api.call("GET", "/api/v1/agents")
+        assert agents["items"][0]["state"] == "lost"
+
+
+async def test_an_agent_declared_lost_is_hung_up_on_so_that_it_comes_back(tmp_path: Path) -> None:
+    async with a_master(tmp_path, lease=0.5, heartbeat=0.1) as api:
+        async with an_agent(api) as (agent, _):
+            assert (await agent.socket.receive(timeout=10)).type.name in {"CLOSE", "CLOSED", "CLOSING"}
+        async with an_agent(api, agent.id) as (again, welcome):
+            assert welcome.epoch == 2
+            run = await api.submit()
+            assert (await again.receive(wire.Assign)).run_id == run["id"]
+
+
+async def test_a_master_that_stood_still_gives_every_agent_a_lease_anew(tmp_path: Path) -> None:
+    async with a_master(tmp_path, lease=2.0, heartbeat=0.1) as api:
+        async with an_agent(api) as (agent, _):
+            run = await api.submit()
+            assign = await agent.receive(wire.Assign)
+            await agent.accept(assign)
+        time.sleep(2.5)  # noqa: ASYNC251 - the standstill itself, longer than the lease
+        await asyncio.sleep(0.5)  # what a loss would need to be declared; there is nothing to wait for
+        held = (wire.Held(attempt_id=assign.attempt_id, run_id=run["id"], fence=assign.fence),)
+        async with an_agent(api, agent.id, held=held) as (_, welcome):
+            assert [verdict.is_kept for verdict in welcome.verdicts] == [True]
 
 
 async def test_cancel_reaches_the_agent_and_the_run_ends_when_the_agent_says_so(tmp_path: Path) -> None:

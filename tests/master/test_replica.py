@@ -11,6 +11,7 @@ from pistage.core import commands as c
 from pistage.core import limits
 from pistage.errors import Code, PistageError
 from pistage.master.replica import Replica
+from pistage.master.state import State
 from pistage.master.store import Entry, LogStore
 from tests.core.plans import a_plan
 
@@ -60,6 +61,20 @@ async def test_a_refusal_is_raised_to_its_proposer_alone(tmp_path: Path) -> None
         )
         assert isinstance(results[1], PistageError) and results[1].code is Code.NOT_FOUND
         assert await run_ids(replica) == ["r1", "r2"]
+
+
+def test_a_full_disk_under_the_state_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_space(_: float) -> None:
+        state._db.execute("PRAGMA max_page_count = 1000000")
+
+    monkeypatch.setattr("pistage.master.state.time.sleep", make_space)
+    state = State(tmp_path / "state.db")
+    pages = state._db.execute("PRAGMA page_count").fetchone()[0]
+    state._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+    outcomes = state.apply([Entry(n, 1, wire.pack_command(a_run(f"r{n:03}"))) for n in range(1, 101)])
+    assert [outcome.value["number"] for outcome in outcomes] == list(range(1, 101))
+    assert state.applied_index == 100
+    state.close()
 
 
 async def test_listeners_see_each_outcome_in_order(tmp_path: Path) -> None:

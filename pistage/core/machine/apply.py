@@ -40,9 +40,10 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
         value = _carry_out(turn, command)
     except PistageError as refusal:
         db.execute("ROLLBACK TO command")
-        return Outcome(error=refusal)
-    finally:
         db.execute("RELEASE command")
+        return Outcome(error=refusal)
+    # Not in a `finally`: a full disk may have rolled back the transaction, and its error must stay the one raised.
+    db.execute("RELEASE command")
     return Outcome(value=value, effects=tuple(turn.effects), runs=tuple(turn.runs))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pistage.core import codec, ids
-from pistage.core.commands import AttemptEvent
+from pistage.core.commands import AttemptEvent, Finished
 from pistage.wire import Assign, pack_message, pack_value, unpack_message, unpack_value
 
 _HEADER = struct.Struct(">II")
@@ -38,6 +38,11 @@ class Entry:
     @property
     def attempt_id(self) -> str:
         return self.assign.attempt_id
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the attempt's end is recorded; what it made may still be there."""
+        return any(isinstance(event, Finished) for event in self.events)
 
     async def add_event(self, event: AttemptEvent) -> None:
         """Record what will be reported."""

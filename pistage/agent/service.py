@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pistage import __version__
 from pistage.agent import runtimes
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _CHORE_RETRY_MIN_S = 0.1
 _CHORE_RETRY_MAX_S = 5.0
+_TIDY_S = 3.0  # at a stop, for the networks and volumes of runs that have just ended
 
 
 class Agent:
@@ -66,6 +67,7 @@ class Agent:
         self._runs: set[str] = set()
         self._chores: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
+        self._released = asyncio.Event()
         self._is_resumed = False
         self._journal: Journal | None = None
 
@@ -92,8 +94,18 @@ class Agent:
                 work = group.create_task(self._work(), name="agent")
                 stop = group.create_task(self._stopping.wait(), name="stop")
                 await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    await self._tidied()
                 work.cancel()
                 stop.cancel()
+
+    async def _tidied(self) -> None:
+        """Wait a little for the end of what is being removed; with work under way, that is left to the next start."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TIDY_S):
+                while self._runs and all(entry.is_over for entry in self._entries.values()):
+                    self._released.clear()
+                    await self._released.wait()
 
     async def _work(self) -> None:
         try:
@@ -251,8 +263,9 @@ class Agent:
         await _until_done(lambda: self._runtime.sweep(cluster_id, attempts, runs), "sweep")
 
     async def _release(self, run_id: str) -> None:
-        self._runs.discard(run_id)
         await _until_done(lambda: self._runtime.release(run_id), f"run={run_id} release")
+        self._runs.discard(run_id)
+        self._released.set()
 
 
 async def _until_done(job: Callable[[], Awaitable[None]], what: str) -> None:

@@ -77,3 +77,9 @@ async def nothing_left(engine: str, agent_id: str) -> None:
                 await asyncio.sleep(0.1)
             except asyncio.CancelledError:
                 raise AssertionError(f"left in the engine: {left}") from None
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The master of these tests never releases a run, so an agent that stops need not wait for that."""
+    monkeypatch.setattr("pistage.agent.service._TIDY_S", 0.0)

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 import pytest
 
 from tests.e2e.watching import Watch
+from tests.engine import require_engine
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A Docker-compatible engine that answers."""
+    """A Docker-compatible engine that answers; `before` is what of ours it held when the test began."""
 
     socket: str
+    before: frozenset[str] = frozenset()
 
     async def leftovers(self) -> set[str]:
+        """Containers, networks and volumes of ours that have come since."""
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(self.socket)) as http:
-            return await Watch(http).leftovers()
+            return await Watch(http).leftovers() - self.before
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    socket = url.removeprefix("unix://")
-    try:
-        async with (
-            aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket)) as http,
-            http.get("http://localhost/_ping") as response,
-        ):
-            response.raise_for_status()
-    except aiohttp.ClientError:
-        pytest.skip(f"no engine answers at {url}; scripts/engine start")
-    yield Engine(socket)
+async def engine() -> Engine:
+    found = Engine(require_engine().removeprefix("unix://"))
+    return replace(found, before=frozenset(await found.leftovers()))

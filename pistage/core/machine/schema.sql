@@ -1,4 +1,5 @@
 -- The replicated tables. Written only by pistage.core.machine; no default, no clock, no chance in them.
+-- Long texts stand last in their rows: SQLite reads a row from its front, and walks all of a text to pass it.
 
 CREATE TABLE IF NOT EXISTS meta (
   key TEXT PRIMARY KEY,
@@ -18,9 +19,9 @@ CREATE TABLE IF NOT EXISTS action (
   name TEXT NOT NULL,
   version INTEGER NOT NULL,
   sha256 TEXT NOT NULL,
-  text TEXT NOT NULL,
   owner TEXT NOT NULL,
   at INTEGER NOT NULL,
+  text TEXT NOT NULL,
   PRIMARY KEY (project, name, version)
 ) WITHOUT ROWID;
 
@@ -42,15 +43,18 @@ CREATE TABLE IF NOT EXISTS run (
   reason TEXT NOT NULL,
   priority INTEGER NOT NULL,
   queue TEXT NOT NULL,
-  plan TEXT NOT NULL, -- JSON of the Plan without its tasks, which stand in task.spec
-  source TEXT NOT NULL, -- the document as it was submitted
   notes TEXT NOT NULL, -- JSON list of what people must know of this run
   cancel_reason TEXT, -- not NULL once somebody asked for its end
   created_at INTEGER NOT NULL,
   started_at INTEGER,
-  finished_at INTEGER
+  finished_at INTEGER,
+  plan TEXT NOT NULL, -- JSON of the Plan without its tasks, which stand in task.spec
+  source TEXT NOT NULL -- the document as it was submitted
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS run_by_state ON run (state, id);
+CREATE INDEX IF NOT EXISTS run_by_project ON run (project, id);
+CREATE INDEX IF NOT EXISTS run_by_project_and_state ON run (project, state, id);
+CREATE INDEX IF NOT EXISTS run_by_name ON run (project, name, id);
 CREATE UNIQUE INDEX IF NOT EXISTS run_by_number ON run (project, name, number);
 
 CREATE TABLE IF NOT EXISTS task (
@@ -62,7 +66,6 @@ CREATE TABLE IF NOT EXISTS task (
   needs TEXT NOT NULL, -- JSON list of names
   run_when TEXT NOT NULL, -- success, failure or always
   is_skip_planned INTEGER NOT NULL, -- 1: skipped by the plan itself, which holds nobody up
-  spec TEXT NOT NULL, -- JSON of the Task
   gang TEXT,
   cpus_milli INTEGER NOT NULL,
   memory_bytes INTEGER NOT NULL,
@@ -73,6 +76,7 @@ CREATE TABLE IF NOT EXISTS task (
   attempt_id TEXT, -- the current attempt, or the last one
   started_at INTEGER,
   finished_at INTEGER,
+  spec TEXT NOT NULL, -- JSON of the Task
   PRIMARY KEY (run_id, position)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS task_by_state ON task (state, run_id);

@@ -55,6 +55,12 @@ class View:
     agents: tuple[Candidate, ...]
     waiting: tuple[WaitingTask, ...]
 
+    @property
+    def free_slots(self) -> int:
+        """Places of all the agents that take work."""
+        takers = (one for one in self.agents if one.is_connected and not one.is_draining)
+        return sum(max(0, one.free.slots) for one in takers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -77,6 +83,15 @@ class Decision:
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
     hopeless: frozenset[tuple[str, str]] = frozenset()
     wake_at: int | None = None
+
+    def joined(self, other: Decision) -> Decision:
+        """This decision, and another one on tasks further down the line."""
+        return Decision(
+            placements=self.placements + other.placements,
+            reasons={**self.reasons, **other.reasons},
+            hopeless=self.hopeless | other.hopeless,
+            wake_at=min((at for at in (self.wake_at, other.wake_at) if at is not None), default=None),
+        )
 
 
 def decide(view: View, now: int) -> Decision:

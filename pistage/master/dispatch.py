@@ -88,17 +88,25 @@ class Dispatch:
                 assert_never(effect)
 
     async def _place(self) -> float:
-        async with self._replica.reader.snapshot() as snapshot:
-            view = await reads.view(snapshot)
-        agents = tuple(replace(one, is_connected=self._sessions.is_connected(one.info.id)) for one in view.agents)
-        now = wire.now_ms()
-        decision = schedule.decide(replace(view, agents=agents), now)
-        self._decision = decision
-        if decision.placements:
-            async with asyncio.TaskGroup() as group:
-                for placement in decision.placements:
-                    group.create_task(self._assign(placement))
-        return _LOOK_EVERY_S if decision.wake_at is None else max(0.0, (decision.wake_at - now) / 1000)
+        """Place what can be placed; returns in how many seconds time alone changes that."""
+        decided = schedule.Decision()
+        after: reads.Place | None = reads.FRONT
+        while after is not None:
+            async with self._replica.reader.snapshot() as snapshot:
+                view, after = await reads.view(snapshot, after)
+            connected = (replace(one, is_connected=self._sessions.is_connected(one.info.id)) for one in view.agents)
+            view = replace(view, agents=tuple(connected))
+            decision = schedule.decide(view, wire.now_ms())
+            if decision.placements:
+                async with asyncio.TaskGroup() as group:
+                    for placement in decision.placements:
+                        group.create_task(self._assign(placement))
+            decided = decided.joined(decision)
+            # Those in front may wait for an agent that never comes: who stands behind them is looked at as well.
+            if view.free_slots <= len(decision.placements):
+                break
+        self._decision = decided
+        return _LOOK_EVERY_S if decided.wake_at is None else max(0.0, (decided.wake_at - wire.now_ms()) / 1000)
 
     async def _assign(self, placement: schedule.Placement) -> None:
         command = AssignTask(

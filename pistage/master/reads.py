@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,9 @@ from pistage.master.state import Snapshot
 
 log = logging.getLogger(__name__)
 
-_WAITING_MAX = 1_000  # tasks looked at in one decision, the first in line
+WAITING_MAX = 1_000  # tasks looked at in one decision
+Place = tuple[int, str, int]  # in line: priority (negative, for the highest stand first), run, position
+FRONT: Place = (-(1 << 62), "", -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +105,40 @@ async def plan_of(snapshot: Snapshot, run_id: str) -> Plan:
     return replace(head, tasks=tuple(codec.from_json(Task, spec) for (spec,) in specs))
 
 
-async def view(snapshot: Snapshot) -> View:
-    """What the scheduler decides from; whether an agent is connected is for the caller to fill in."""
-    waiting = [
-        task for row in await snapshot.rows(_WAITING, (_WAITING_MAX,)) if (task := await _waiting(snapshot, row))
-    ]
-    return View(agents=tuple([_candidate(row) for row in await snapshot.rows(_AGENTS)]), waiting=tuple(waiting))
+async def view(snapshot: Snapshot, after: Place = FRONT) -> tuple[View, Place | None]:
+    """What the scheduler decides from, and the place in line of the last task in it if there may be more behind.
+
+    Whether an agent is connected is for the caller to fill in.
+    """
+    rows = await snapshot.rows(_WAITING, (*after, WAITING_MAX))
+    waiting = tuple([task for row in rows if (task := _waiting(row))])
+    agents = tuple([agent for row in await snapshot.rows(_AGENTS) if (agent := _candidate(row))])
+    last = rows[-1] if len(rows) == WAITING_MAX else None
+    return View(agents=agents, waiting=waiting), last and (-last["priority"], last["run_id"], last["position"])
 
 
+# The line is cut first, by what is small; only what is left is read whole. The networks and volumes of a gang stand
+# on the agent that its latest attempt went to, while that agent is up.
 _WAITING = """
-SELECT task.run_id, task.position, task.name, task.gang, task.ready_at, task.attempts, run.priority, run.created_at
-FROM task JOIN run ON run.id = task.run_id
-WHERE task.state = 'queued' AND run.cancel_reason IS NULL
-ORDER BY run.priority DESC, task.run_id, task.position LIMIT ?
+WITH line AS (
+  SELECT task.run_id, task.position, run.priority, run.created_at
+  FROM task JOIN run ON run.id = task.run_id
+  WHERE task.state = 'queued' AND run.cancel_reason IS NULL AND (-run.priority, task.run_id, task.position) > (?, ?, ?)
+  ORDER BY run.priority DESC, task.run_id, task.position LIMIT ?
+)
+SELECT task.run_id, task.position, task.name, task.gang, task.ready_at, line.priority, line.created_at, task.spec,
+  CASE WHEN task.attempts > 0 THEN (
+    SELECT json_group_array(attempt.agent_id) FROM attempt
+    WHERE attempt.run_id = task.run_id AND attempt.position = task.position
+  ) END AS tried_on,
+  CASE WHEN task.gang IS NOT NULL THEN (
+    SELECT attempt.agent_id FROM attempt
+    JOIN task AS other ON other.run_id = attempt.run_id AND other.position = attempt.position
+    JOIN agent ON agent.id = attempt.agent_id AND agent.state = 'up'
+    WHERE attempt.run_id = task.run_id AND other.gang = task.gang ORDER BY attempt.fence DESC LIMIT 1
+  ) END AS bound_to
+FROM line CROSS JOIN task ON task.run_id = line.run_id AND task.position = line.position
+ORDER BY line.priority DESC, line.run_id, line.position
 """
 _AGENTS = """
 SELECT agent.id, agent.epoch, agent.is_draining, agent.info,
@@ -129,42 +153,26 @@ WHERE agent.state = 'up' GROUP BY agent.id ORDER BY agent.id
 """
 
 
-async def _waiting(snapshot: Snapshot, row: Row) -> WaitingTask | None:
-    run_id, position, name, gang, ready_at, attempts, priority, created_at = row
-    spec = await snapshot.value("SELECT spec FROM task WHERE run_id = ? AND position = ?", (run_id, position))
+def _waiting(row: Row) -> WaitingTask | None:
     try:
-        task = _task_from(spec)
+        task = _task_from(row["spec"])
     except PistageError as error:  # a row that cannot be read must not stop the others
-        log.error("run=%s task=%s cannot be scheduled: %s", run_id, name, error)
+        log.error("run=%s task=%s cannot be scheduled: %s", row["run_id"], row["name"], error)
         return None
-    tried_on: frozenset[str] = frozenset()
-    if attempts:
-        rows = await snapshot.rows("SELECT agent_id FROM attempt WHERE run_id = ? AND position = ?", (run_id, position))
-        tried_on = frozenset(agent for (agent,) in rows)
-    bound_to = await snapshot.value(_GANG_AGENT, (run_id, gang)) if gang else None
     return WaitingTask(
-        run_id=run_id,
-        name=name,
-        gang=gang,
-        priority=priority,
-        queued_at=created_at,
-        ready_at=ready_at,
+        run_id=row["run_id"],
+        name=row["name"],
+        gang=row["gang"],
+        priority=row["priority"],
+        queued_at=row["created_at"],
+        ready_at=row["ready_at"],
         needs_images=any(context.image for context in task.contexts),
         needs_containers=bool(task.services) or any(context.networks for context in task.contexts),
         resources=task.resources,
         constraints=task.constraints,
-        tried_on=tried_on,
-        bound_to=bound_to,
+        tried_on=frozenset(json.loads(row["tried_on"] or "[]")),
+        bound_to=row["bound_to"],
     )
-
-
-# The networks and volumes of a gang stand on the agent that its latest attempt went to, while that agent is up.
-_GANG_AGENT = """
-SELECT attempt.agent_id FROM attempt
-JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
-JOIN agent ON agent.id = attempt.agent_id AND agent.state = 'up'
-WHERE attempt.run_id = ? AND task.gang = ? ORDER BY attempt.fence DESC LIMIT 1
-"""
 
 
 @lru_cache(maxsize=4096)
@@ -173,12 +181,17 @@ def _task_from(spec: str) -> Task:
     return task
 
 
-def _candidate(row: Row) -> Candidate:
+def _candidate(row: Row) -> Candidate | None:
+    try:
+        info = _info_from(row["info"])
+    except PistageError as error:
+        log.error("agent=%s gets no work: %s", row["id"], error)
+        return None
     room = Room(
         cpus_milli=row["cpus_milli"], memory_bytes=row["memory_bytes"], gpus=row["gpus"], slots=row["slots"]
     )  # fmt: skip
     return Candidate(
-        info=_info_from(row["info"]),
+        info=info,
         epoch=row["epoch"],
         is_draining=bool(row["is_draining"]),
         is_connected=False,

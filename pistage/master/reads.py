@@ -113,8 +113,10 @@ async def view(snapshot: Snapshot, after: Place = FRONT) -> tuple[View, Place | 
     rows = await snapshot.rows(_WAITING, (*after, WAITING_MAX))
     waiting = tuple([task for row in rows if (task := _waiting(row))])
     agents = tuple([agent for row in await snapshot.rows(_AGENTS) if (agent := _candidate(row))])
-    last = rows[-1] if len(rows) == WAITING_MAX else None
-    return View(agents=agents, waiting=waiting), last and (-last["priority"], last["run_id"], last["position"])
+    view = View(agents=agents, waiting=waiting)
+    if len(rows) < WAITING_MAX:
+        return view, None
+    return view, (-rows[-1]["priority"], rows[-1]["run_id"], rows[-1]["position"])
 
 
 # The line is cut first, by what is small; only what is left is read whole. The networks and volumes of a gang stand

@@ -28,3 +28,14 @@ async def test_a_poisoned_row_stops_neither_a_restart_nor_the_other_runs(tmp_pat
         assert status == 500
         _, listed = await api.call("GET", "/api/v1/runs?state=cancelled")
         assert [item["id"] for item in listed["items"]] == [poisoned["id"]]
+
+
+async def test_an_agent_whose_row_cannot_be_read_stops_nobody_else(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api, an_agent(api):
+        pass
+    with sqlite3.connect(tmp_path / "state" / "1" / "state.db") as db:
+        db.execute("UPDATE agent SET info = '{'")
+    db.close()
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        run = await api.submit()
+        assert (await agent.receive(wire.Assign)).run_id == run["id"]

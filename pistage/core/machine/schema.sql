@@ -1,5 +1,6 @@
 -- The replicated tables. Written only by pistage.core.machine; no default, no clock, no chance in them.
--- Long texts stand last in their rows: SQLite reads a row from its front, and walks all of a text to pass it.
+-- Long texts stand last in their rows: SQLite reads a row from its front, and walks all of a text to pass it;
+-- and where texts can be long, rows have a rowid, or each comparison of keys would read the whole row.
 
 CREATE TABLE IF NOT EXISTS meta (
   key TEXT PRIMARY KEY,
@@ -23,7 +24,7 @@ CREATE TABLE IF NOT EXISTS action (
   at INTEGER NOT NULL,
   text TEXT NOT NULL,
   PRIMARY KEY (project, name, version)
-) WITHOUT ROWID;
+);
 
 -- The last number given to a run of a pipeline ("#42").
 CREATE TABLE IF NOT EXISTS pipeline (
@@ -50,7 +51,7 @@ CREATE TABLE IF NOT EXISTS run (
   finished_at INTEGER,
   plan TEXT NOT NULL, -- JSON of the Plan without its tasks, which stand in task.spec
   source TEXT NOT NULL -- the document as it was submitted
-) WITHOUT ROWID;
+);
 CREATE INDEX IF NOT EXISTS run_by_state ON run (state, id);
 CREATE INDEX IF NOT EXISTS run_by_project ON run (project, id);
 CREATE INDEX IF NOT EXISTS run_by_project_and_state ON run (project, state, id);
@@ -78,7 +79,7 @@ CREATE TABLE IF NOT EXISTS task (
   finished_at INTEGER,
   spec TEXT NOT NULL, -- JSON of the Task
   PRIMARY KEY (run_id, position)
-) WITHOUT ROWID;
+);
 CREATE INDEX IF NOT EXISTS task_by_state ON task (state, run_id);
 
 CREATE TABLE IF NOT EXISTS attempt (

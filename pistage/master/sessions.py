@@ -31,12 +31,11 @@ _LATE_MAX_S = 0.5  # a loop that is later than this was not merely busy
 
 @dataclass(slots=True)
 class Session:
-    """One agent, connected. `heard_at` is monotonic seconds."""
+    """One agent, connected."""
 
     agent_id: str
     name: str
     epoch: int
-    heard_at: float
     outgoing: asyncio.Queue[wire.ToAgent]
     run_of: dict[str, str] = field(default_factory=dict)  # attempt -> run, of this agent's own attempts
     is_closing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -108,7 +107,9 @@ class Sessions:
         await socket.prepare(request)
         try:
             session = await self._greet(socket)
-        except (PistageError, TimeoutError) as error:
+        except (PistageError, TimeoutError, TypeError) as error:  # TypeError: no bytes, or the end of the socket
+            if socket.closed:
+                return socket
             await socket.send_bytes(wire.pack_message(wire.Goodbye(reason=str(error) or "no hello came")))
             await socket.close()
             return socket
@@ -117,9 +118,7 @@ class Sessions:
         try:
             await _Link(self._replica, self._logs, socket, session, self._last_heard).run()
         finally:
-            if self._sessions.get(session.agent_id) is session:
-                del self._sessions[session.agent_id]
-                self._on_change()
+            self._forget(session)
             log.info("agent=%s disconnected", session.name)
         return socket
 
@@ -128,16 +127,23 @@ class Sessions:
         if not isinstance(message, wire.Hello) or message.protocol != wire.PROTOCOL:
             raise PistageError(Code.INVALID, f"expected a hello of protocol {wire.PROTOCOL}", hint="upgrade the agent")
         info = message.info
+        self._last_heard[info.id] = time.monotonic()  # also of one that we cannot register now: our disk may be full
         outcome = await self._replica.propose(RegisterAgent(at=wire.now_ms(), info=info))
-        session = Session(
-            info.id, info.name, int(str(outcome.value["epoch"])), time.monotonic(), asyncio.Queue(_OUTGOING_MAX)
-        )
-        self._last_heard[info.id] = session.heard_at
+        session = Session(info.id, info.name, int(str(outcome.value["epoch"])), asyncio.Queue(_OUTGOING_MAX))
         if older := self._sessions.pop(info.id, None):
             older.is_closing.set()
         self._sessions[info.id] = session  # from here on nothing that is decided is missed
-        await self._welcome(socket, session, message.held)
+        try:
+            await self._welcome(socket, session, message.held)
+        except BaseException:
+            self._forget(session)
+            raise
         return session
+
+    def _forget(self, session: Session) -> None:
+        if self._sessions.get(session.agent_id) is session:
+            del self._sessions[session.agent_id]
+            self._on_change()
 
     async def _welcome(self, socket: web.WebSocketResponse, session: Session, held: Sequence[wire.Held]) -> None:
         async with self._replica.reader.snapshot() as snapshot:
@@ -165,12 +171,15 @@ class Sessions:
             verdicts=verdicts, live_runs=tuple(live_runs),
         )  # fmt: skip
         await socket.send_bytes(wire.pack_message(welcome))
-        for message in assigns:
+        cancels = [
+            wire.Cancel(attempt_id=attempt.attempt_id, reason=attempt.cancel_reason)
+            for attempt in live
+            if attempt.cancel_reason is not None
+        ]
+        # What was decided since the snapshot comes after it: a cancellation means nothing before its assignment.
+        since = [session.outgoing.get_nowait() for _ in range(session.outgoing.qsize())]
+        for message in (*assigns, *cancels, *since):
             session.outgoing.put_nowait(message)
-        for attempt in live:
-            if attempt.cancel_reason is not None:
-                cancel = wire.Cancel(attempt_id=attempt.attempt_id, reason=attempt.cancel_reason)
-                session.outgoing.put_nowait(cancel)
         forgotten = [one for one in live if one.is_accepted and one.attempt_id not in held_ids]
         if forgotten:
             await self._replica.propose(_lost(forgotten))

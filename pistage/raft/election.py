@@ -27,8 +27,14 @@ def tick(node: Node) -> None:
 
 
 def may_campaign(node: Node) -> bool:
-    """Voters only, and none that could not write its own vote."""
-    return node.is_voter and node.is_disk_well
+    """Voters only, and none that could not write its own vote.
+
+    One whose removal is not committed still campaigns: nobody else may have a log that is long enough (§4.2.2). It
+    counts the votes of the others only.
+    """
+    log = node.log
+    is_voter = node.is_voter or (log.config_index > node.commit and node.id in log.config_before.voters)
+    return is_voter and node.is_disk_well
 
 
 def _pre_campaign(node: Node) -> None:

@@ -51,6 +51,11 @@ class Log:
         """Where the membership in force was appended."""
         return self._configs[-1][0]
 
+    @property
+    def config_before(self) -> Config:
+        """The membership that would be in force again if the newest one were truncated."""
+        return self._configs[-2 if len(self._configs) > 1 else -1][1]
+
     def term_of(self, index: int) -> int | None:
         """The term of the entry at `index`; None where the log does not reach, before or after."""
         at = index - self.base.index

@@ -107,6 +107,22 @@ def test_section_4_2_2_a_removed_leader_does_not_count_itself() -> None:
     assert group["a"].commit == 1  # b alone is not a majority of b and c
 
 
+def test_section_4_2_2_a_node_whose_removal_is_not_committed_still_campaigns() -> None:
+    # Found by the simulator: with the longer log at the removed leader and the removal known to nobody else, the
+    # other of two voters could not win and the removed one did not try.
+    group = led("a", "b")
+    group.propose("a", "x")
+    group.deliver()
+    group.isolate("a")
+    group.conf("a", "remove", "a")
+    group.crash("a")
+    group.heal()
+    group.tick(times=60)
+    assert group["b"].role is raft.RoleName.LEADER
+    assert group["b"].log.config.voters == ("b",)
+    assert group["a"].role is raft.RoleName.FOLLOWER
+
+
 def test_section_4_2_3_a_removed_node_disturbs_nobody() -> None:
     group = led("a", "b", "c", "d")
     group.isolate("d")

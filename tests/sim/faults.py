@@ -1,0 +1,176 @@
+"""What goes wrong in a seed: how often, drawn once; and the nemesis that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from random import Random
+from typing import TYPE_CHECKING
+
+from pistage import raft
+from tests.sim.host import TICK, Host
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """How likely each fault is; 0 is never. The first group is a chance a message or step, the second a weight."""
+
+    drop: float = 0.0
+    duplicate: float = 0.0
+    delay: float = 0.0
+    crash_points: float = 0.0
+
+    crash: float = 0.0
+    pause: float = 0.0
+    cut: float = 0.0
+    slow_disk: float = 0.0
+    full_disk: float = 0.0
+    eio: float = 0.0
+    replay: float = 0.0
+    clock: float = 0.0
+    membership: float = 0.0
+    transfer: float = 0.0
+    checkpoint: float = 0.0
+
+
+NEMESIS = tuple(field.name for field in fields(Mix))[4:]
+OFTEN = {"membership", "checkpoint", "cut"}  # of these much is asked and little comes about
+
+
+def mix_of(rng: Random) -> Mix:
+    """Each fault is absent in about half of the seeds: some bugs hide behind others."""
+
+    def maybe(most: float, chance: float = 0.5) -> float:
+        return rng.random() * most if rng.random() < chance else 0.0
+
+    mix = Mix(
+        drop=maybe(0.2),
+        duplicate=maybe(0.2),
+        delay=maybe(0.2),
+        crash_points=maybe(0.02),
+        **{name: maybe(3.0 if name in OFTEN else 1.0) for name in NEMESIS},
+    )
+    return replace(mix, checkpoint=mix.checkpoint or rng.choice((0.0, 0.5)))
+
+
+class Nemesis:
+    """Its deeds are numbered; those in `skip` are left out, which is how a failing seed is shrunk."""
+
+    def __init__(self, world: World, skip: frozenset[int]) -> None:
+        self.world, self.skip = world, skip
+        self.rng = Random(f"nemesis of {world.seed}")
+        self.deeds: list[str] = []
+        self.weights = [getattr(world.mix, name) for name in NEMESIS]
+        if any(self.weights):
+            self.pace = self.rng.choice((2, 5, 12, 25)) * TICK
+            world.at(self.rng.randrange(self.pace), self._act)
+
+    def _act(self) -> None:
+        if not self.world.is_faulty:
+            return
+        (kind,) = self.rng.choices(NEMESIS, self.weights)
+        rng, number = Random(self.rng.random()), len(self.deeds)
+        self.deeds.append(kind)
+        if number not in self.skip:
+            self.world.count(kind)
+            getattr(self, f"_{kind}")(rng)
+        self.world.at(1 + int(self.rng.expovariate(1) * self.pace), self._act)
+
+    def _victim(self, rng: Random) -> Host:
+        """Leaders are worth more."""
+        hosts = list(self.world.hosts.values())
+        leaders = [host for host in hosts if host.node is not None and host.node.leadership is not None]
+        return rng.choice(leaders if leaders and rng.random() < 0.5 else hosts)
+
+    def _crash(self, rng: Random) -> None:
+        victims = list(self.world.hosts.values()) if rng.random() < 0.1 else [self._victim(rng)]
+        for victim in victims:
+            victim.crash(is_power_loss=rng.random() < 0.5)
+
+    def _pause(self, rng: Random) -> None:
+        self._victim(rng).paused_until = self.world.now + rng.randint(2, 40) * TICK
+
+    def _cut(self, rng: Random) -> None:
+        """Symmetric, one-way, bridge or flapping."""
+        names = list(self.world.hosts)
+        rng.shuffle(names)
+        match rng.randrange(5):
+            case 0:  # two sides
+                split = rng.randint(1, len(names))
+                links = set(_both(names[:split], names[split:]))
+            case 1:  # one node hears nobody, or is heard by nobody
+                name = self._victim(rng).name
+                is_deaf = rng.random() < 0.5
+                links = {(other, name) if is_deaf else (name, other) for other in names}
+            case 2:  # two sides that only one node can see
+                split = len(names) // 2
+                links = set(_both(names[:split], names[split + 1 :]))
+            case 3:  # the leader alone
+                name = self._victim(rng).name
+                links = set(_both([name], [other for other in names if other != name]))
+            case _:  # random links, each direction by itself
+                links = {(a, b) for a in names for b in names if a != b and rng.random() < 0.4}
+        self.world.cut = frozenset(links)
+        spells = rng.choice((1, 1, 1, 4))
+        wait = 0
+        for _ in range(spells):
+            wait += rng.randint(3, 40) * TICK // spells
+            self.world.at(wait, self.world.set_cut, frozenset())
+            wait += TICK
+            if spells > 1:
+                self.world.at(wait, self.world.set_cut, frozenset(links))
+        self.world.at(wait + TICK, self.world.set_cut, frozenset())
+
+    def _slow_disk(self, rng: Random) -> None:
+        self._victim(rng).slow_until = self.world.now + rng.randint(5, 60) * TICK
+
+    def _full_disk(self, rng: Random) -> None:
+        self._victim(rng).full_until = self.world.now + rng.randint(5, 40) * TICK
+
+    def _eio(self, rng: Random) -> None:
+        self._victim(rng).is_eio_due = True
+
+    def _replay(self, rng: Random) -> None:
+        """Messages from any time of the past, in any order."""
+        for message in rng.sample(self.world.old, min(len(self.world.old), 30)):
+            self.world.at(rng.randint(1, 3 * TICK), self.world.deliver, message)
+
+    def _clock(self, rng: Random) -> None:
+        self._victim(rng).clock_rate = rng.uniform(0.8, 1.25)
+
+    def _transfer(self, rng: Random) -> None:
+        for host in self._leaders():
+            target = rng.choice(list(self.world.hosts))
+            host.step(raft.Transfer(token=self.world.new_token(), target=target))
+
+    def _membership(self, rng: Random) -> None:
+        for host in self._leaders():
+            assert host.node is not None
+            config = host.node.log.config
+            if config.learners and rng.random() < 0.6:
+                kind, name = raft.ChangeKind.PROMOTE, rng.choice(config.learners)
+            elif len(config.members) < 5 and rng.random() < 0.6:
+                kind, name = raft.ChangeKind.ADD_LEARNER, self.world.new_host()
+            else:
+                kind, name = raft.ChangeKind.REMOVE, rng.choice(config.members)
+            change = raft.Change(kind=kind, node_id=name)
+            host.step(raft.Conf(token=self.world.new_token(), change=change))
+
+    def _checkpoint(self, rng: Random) -> None:
+        hosts = list(self.world.hosts.values())
+        for host in rng.sample(hosts, rng.randint(1, len(hosts))):
+            host.checkpoint()
+
+    def _leaders(self) -> list[Host]:
+        hosts = list(self.world.hosts.values())
+        return [host for host in hosts if host.node is not None and host.node.leadership is not None]
+
+
+def _both(left: list[str], right: list[str]) -> Iterator[tuple[str, str]]:
+    for a in left:
+        for b in right:
+            yield a, b
+            yield b, a

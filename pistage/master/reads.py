@@ -9,7 +9,7 @@ from functools import lru_cache
 from sqlite3 import Row
 
 from pistage import wire
-from pistage.core import codec
+from pistage.core import codec, limits
 from pistage.core.model import AgentInfo
 from pistage.core.plan import Plan, Task
 from pistage.core.schedule import Candidate, Room, View, WaitingTask
@@ -89,6 +89,14 @@ async def assignment(snapshot: Snapshot, attempt_id: str) -> wire.Assign:
         task=codec.from_json(Task, row["spec"]),
         networks=head.networks,
         volumes=head.volumes,
+    )
+
+
+async def earlier_request(snapshot: Snapshot, key: str, sha256: str, now: int) -> str | None:
+    """The run that a submission under this Idempotency-Key and with this body has made; None if it may make one."""
+    return await snapshot.value(
+        "SELECT run_id FROM request WHERE key = ? AND sha256 = ? AND at >= ?",
+        (key, sha256, now - limits.IDEMPOTENCY_KEPT_MS),
     )
 
 

@@ -90,6 +90,9 @@ async def test_a_wrong_definition_is_refused_with_every_finding(tmp_path: Path) 
         ('{"action": "a", "definition": "b"}', "one of action and definition"),
         ('{"action": "a", "wiht": {}}', "wiht"),
         ('{"action": "No Such"}', "no action 'No Such'"),
+        ('{"action": "\\ud800"}', "action: "),
+        ('{"definition": "name: \\ud800"}', "definition: "),
+        ('{"action": "No Such", "start_node": "\\ud800"}', "start_node: "),
     ],
 )
 async def test_a_wrong_submission_says_what_was_expected(tmp_path: Path, body: str, message: str) -> None:
@@ -107,6 +110,24 @@ async def test_the_same_idempotency_key_makes_one_run(tmp_path: Path) -> None:
         assert (status, refused["code"]) == (409, "conflict")
         status, _ = await api.call("POST", "/api/v1/runs", data=PAIR_YAML, headers={"Idempotency-Key": "x" * 201})
         assert status == 400
+
+
+async def test_a_repeat_is_answered_although_its_action_is_gone(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api:
+        await api.call("PUT", "/api/v1/actions/Hello", data=HELLO_YAML)
+        given = {"data": '{"action": "Hello"}', "headers": {"Idempotency-Key": "k-1"}}
+        status, first = await api.call("POST", "/api/v1/runs", **given)
+        assert status == 201
+        await api.call("DELETE", "/api/v1/actions/Hello")
+        status, second = await api.call("POST", "/api/v1/runs", **given)
+        assert (status, second["id"], second["warnings"]) == (200, first["id"], [])
+
+
+async def test_a_problem_says_the_status_that_it_comes_with(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api:
+        for method, path in (("PATCH", "/api/v1/runs"), ("GET", "/nothing"), ("GET", "/api/v1/runs/zzz")):
+            status, problem = await api.call(method, path)
+            assert problem["status"] == status
 
 
 async def test_runs_are_found_by_id_prefix_and_number(tmp_path: Path) -> None:
@@ -142,6 +163,7 @@ async def test_a_run_that_has_not_changed_is_not_sent_again(tmp_path: Path) -> N
         path = f"{api.url}/api/v1/runs/{run['id']}"
         async with api.session.get(path) as response:
             etag = response.headers["ETag"]
+        await api.submit()  # something else may have
         async with api.session.get(path, headers={"If-None-Match": etag}) as response:
             assert response.status == 304
 
@@ -171,7 +193,12 @@ async def test_output_is_read_as_bytes_as_json_and_as_events(tmp_path: Path) -> 
         async with api.session.get(logs, headers=headers) as response:
             text = await response.text()
         assert text.startswith("id: 1\nevent: output\n") and text.endswith("event: end\ndata: {}\n\n")
-        for query, status in (("stream=stdin", 400), ("task=none", 404), ("offset=x", 400)):
+        for query, status in (
+            ("stream=stdin", 400),
+            ("task=none", 404),
+            ("offset=x", 400),
+            ("offset=999999999999999999", 400),
+        ):
             assert (await api.call("GET", f"/api/v1/runs/{run['id']}/logs?{query}"))[0] == status
 
 

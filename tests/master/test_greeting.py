@@ -28,7 +28,7 @@ async def test_a_cancellation_during_the_welcome_comes_after_the_assignment(
             found = await load_assignment(snapshot, attempt_id)
             await api.call("POST", f"/api/v1/runs/{run['id']}/cancel")
             async with asyncio.timeout(10):
-                while sessions._sessions[agent.id].outgoing.empty():
+                while sessions._sessions[agent.id].outgoing.empty():  # noqa: ASYNC110 - a queue is not to be taken from
                     await asyncio.sleep(0)
             return found
 

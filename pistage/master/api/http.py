@@ -70,7 +70,7 @@ def problem(error: PistageError, *, status: int | None = None) -> web.Response:
     if error.code is Code.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = 'Bearer realm="pistage"'
     return web.Response(
-        text=json.dumps(error.to_problem(), ensure_ascii=False),
+        text=json.dumps(error.to_problem() | {"status": status or error.http_status}, ensure_ascii=False),
         status=status or error.http_status,
         content_type="application/problem+json",
         headers=headers,
@@ -83,10 +83,11 @@ def answer(value: object, *, status: int = 200, headers: dict[str, str] | None =
     return web.Response(text=text, status=status, content_type="application/json", headers=headers)
 
 
-def answer_cached(request: web.Request, value: object) -> web.Response:
-    """A JSON answer with an ETag of its content; 304 if the client has it."""
+def answer_cached(request: web.Request, value: dict[str, Any]) -> web.Response:
+    """A JSON answer with an ETag of what it says, however fresh it is; 304 if the client has it."""
     text = json.dumps(value, ensure_ascii=False)
-    etag = f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+    said = json.dumps({key: item for key, item in value.items() if key != "applied_index"}, ensure_ascii=False)
+    etag = f'W/"{hashlib.sha256(said.encode()).hexdigest()[:32]}"'
     if request.headers.get("If-None-Match") == etag:
         return web.Response(status=304, headers={"ETag": etag})
     return web.Response(text=text, content_type="application/json", headers={"ETag": etag})

@@ -21,6 +21,7 @@ from pistage.master.state import Snapshot
 
 _STREAMS = {"stdout": 1, "stderr": 2}
 _NAMES = {number: name for name, number in _STREAMS.items()}
+_OFFSET_MAX = 1 << 53  # bytes of output, or records; more is no place in any file
 _RECORDS_AT_ONCE = 256
 _EVENTS_AT_ONCE = 256
 
@@ -61,7 +62,7 @@ class OutputRoutes:
         selection = await self._selection(request)
         follow = http.is_set(request, "follow")
         accept = request.headers.get("Accept", "")
-        offset = http.number_in(request, "offset", 0)
+        offset = http.number_in(request, "offset", 0, most=_OFFSET_MAX)
         limit = http.number_in(request, "limit", 1 << 62, least=1)
         if "text/event-stream" in accept:
             start = offset if (last := _last_event(request)) is None else last + 1
@@ -212,7 +213,7 @@ async def _events_after(snapshot: Snapshot, run_id: str, after: int, count: int)
 
 def _last_event(request: web.Request) -> int | None:
     text = request.headers.get("Last-Event-ID", request.query.get("after", ""))
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+    return min(int(text), _OFFSET_MAX) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 async def _start(request: web.Request, content_type: str) -> web.StreamResponse:

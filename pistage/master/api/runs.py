@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -34,9 +35,13 @@ class RunRoutes:
         project = context.project_of(request)
         key = _idempotency_key(request)
         body = await http.read_body(request)
+        owner = context.owner_of(request)
+        request_key = None if key is None else f"{project}/{owner}/{key}"
+        request_sha256 = hashlib.sha256(body).hexdigest()
+        if request_key is not None and (earlier := await self._earlier(request_key, request_sha256)) is not None:
+            return await self._submitted(earlier, [], status=200)
         context.refuse_unless_space()
         planned, source = await context.planner.plan(parse_submission(body, request.content_type), project)
-        owner = context.owner_of(request)
         command = SubmitRun(
             at=wire.now_ms(),
             run_id=wire.new_id(),
@@ -44,16 +49,26 @@ class RunRoutes:
             owner=owner,
             plan=planned.plan,
             source=source,
-            request_key=None if key is None else f"{project}/{owner}/{key}",
-            request_sha256=hashlib.sha256(body).hexdigest(),
+            request_key=request_key,
+            request_sha256=request_sha256,
         )
         outcome = await context.replica.propose(command)
-        run_id = str(outcome.value["run_id"])
-        async with context.replica.reader.snapshot() as snapshot:
-            run = await views.show_run(snapshot, run_id, context.why_waiting)
-        run["warnings"] = [finding_view(finding) for finding in planned.findings]
+        warnings = [finding_view(finding) for finding in planned.findings]
+        return await self._submitted(
+            str(outcome.value["run_id"]), warnings, status=201 if outcome.value["is_new"] else 200
+        )
+
+    async def _earlier(self, request_key: str, request_sha256: str) -> str | None:
+        # A repeat gets the answer of the first time also where its actions are gone since, or the disk is full; that
+        # two at the same time make one run is for the state machine to see to.
+        async with self._context.replica.reader.snapshot() as snapshot:
+            return await reads.earlier_request(snapshot, request_key, request_sha256, wire.now_ms())
+
+    async def _submitted(self, run_id: str, warnings: Sequence[dict[str, Any]], *, status: int) -> web.Response:
+        async with self._context.replica.reader.snapshot() as snapshot:
+            run = await views.show_run(snapshot, run_id, self._context.why_waiting)
         headers = {"Location": f"/api/v1/runs/{run_id}"}
-        return http.answer(run, status=201 if outcome.value["is_new"] else 200, headers=headers)
+        return http.answer(run | {"warnings": list(warnings)}, status=status, headers=headers)
 
     async def list(self, request: web.Request) -> web.Response:
         """Runs, the newest first; ?state= &name= &limit= &cursor= &project=."""
@@ -79,7 +94,7 @@ class RunRoutes:
         return http.answer_cached(request, run)
 
     async def plan(self, request: web.Request) -> web.Response:
-        """The plan that the run executes, credentials replaced by stars, and the document it was made from."""
+        """The plan that the run executes, credentials replaced by stars."""
         async with self._context.replica.reader.snapshot() as snapshot:
             run_id = await views.resolve_run(snapshot, request.match_info["id"], self._context.project_of(request))
             plan = await reads.plan_of(snapshot, run_id)

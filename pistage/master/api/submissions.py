@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pistage.core import limits
 from pistage.core.definition import Actions, ActionText, Finding, Lint, Planned, lint, make_plan
 from pistage.errors import Code, PistageError
 from pistage.predefined import predefined_actions
@@ -27,10 +28,11 @@ class _Envelope(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    action: str | None = None
-    definition: str | None = None
+    # With a limit of its length a string is also looked at: half a surrogate pair is refused.
+    action: str | None = Field(None, max_length=limits.NAME_CHARS_MAX)
+    definition: str | None = Field(None, max_length=limits.DOCUMENT_BYTES_MAX)
     parameters: dict[str, Any] = Field(default_factory=dict, alias="with")
-    start_node: str | None = None
+    start_node: str | None = Field(None, max_length=limits.NAME_CHARS_MAX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from rich.text import Text
 from pistage.cli import terminal
 from pistage.cli.output import STATE_COLOURS
 from pistage.cli.plain import ended
-from pistage.cli.progress import Progress, Row, TaskProgress, Work, shortened
+from pistage.cli.progress import Progress, Row, TaskProgress, Work, shortened, waits
 from pistage.client import Chunk, Event, Run
 
 _GLYPHS: Final = {
@@ -40,7 +40,7 @@ class LiveScreen:
     def __init__(self, progress: Progress, console: Console | None = None) -> None:
         self._progress = progress
         self._console = console or Console(stderr=True, highlight=False)
-        self._lines: dict[tuple[str, int, str, str], terminal.Lines] = {}
+        self._lines: dict[tuple[str, int, str, str], tuple[str, terminal.Lines]] = {}
         self._live = Live(
             self, console=self._console, refresh_per_second=_REFRESH_PER_S, redirect_stdout=False, redirect_stderr=False
         )
@@ -58,18 +58,19 @@ class LiveScreen:
 
     def on_chunk(self, chunk: Chunk) -> None:
         """Keep the last lines."""
-        lines = self._lines.setdefault(chunk.origin, terminal.Lines())
-        label = self._progress.label(chunk)
+        label, lines = self._lines.setdefault(chunk.origin, (self._progress.label(chunk), terminal.Lines()))
         for line in lines.feed(chunk.data):
             self._progress.tail.append(f"{label} | {line}")
 
     def on_waiting(self, task: str, reason: str) -> None:
         """Show why nothing happens, in the task's place; its next event takes that away."""
         if (known := self._progress.tasks.get(task)) is not None and known.state == "queued":
-            known.reason = terminal.one_line(f"waits: {reason}")
+            known.reason = waits(reason)
 
     def on_end(self, run: Run) -> None:
-        """The last frame stays on the terminal."""
+        """The last frame stays on the terminal, with the lines that no newline ended."""
+        for label, lines in self._lines.values():
+            self._progress.tail.extend(f"{label} | {line}" for line in lines.end())
         self._live.refresh()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from pistage.cli import output, terminal
-from pistage.cli.progress import Progress, shortened
+from pistage.cli.progress import Progress, shortened, waits
 from pistage.client import Chunk, Event, Run
 
 _COLOUR = output.STATE_COLOURS
@@ -19,6 +21,7 @@ class PlainScreen:
         self._progress = progress
         self._is_single = is_single
         self._lines: dict[tuple[str, int, str, str], tuple[str, terminal.Lines]] = {}
+        self._verdict: Callable[[], None] | None = None
 
     def __enter__(self) -> PlainScreen:
         for note in self._progress.notes:
@@ -26,11 +29,7 @@ class PlainScreen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for label, lines in self._lines.values():
-            for line in lines.end():
-                self._print(label, line)
-        self._lines.clear()
-        sys.stdout.flush()
+        self._flush()
 
     def on_event(self, event: Event) -> None:
         """Say what happened."""
@@ -40,7 +39,11 @@ class PlainScreen:
             self._note(note)
         if line := self._line(event):
             colour = _COLOUR.get(str(event.fields.get("state")))
-            output.say(line, fg=colour)
+            tell = functools.partial(output.say, line, fg=colour)
+            if event.kind == "run_finished":
+                self._verdict = tell  # output may still be on its way; the verdict comes after it
+            else:
+                tell()
 
     def on_chunk(self, chunk: Chunk) -> None:
         """Print the lines that came."""
@@ -52,10 +55,20 @@ class PlainScreen:
 
     def on_waiting(self, task: str, reason: str) -> None:
         """Say why nothing happens."""
-        output.say(f"task {shortened(task)}: waits: {reason}", fg="yellow")
+        output.say(f"task {shortened(task)}: {waits(reason)}", fg="yellow")
 
     def on_end(self, run: Run) -> None:
-        """Nothing more to draw."""
+        """The last words of the job, and then how the run ended."""
+        self._flush()
+        if self._verdict is not None:
+            self._verdict()
+
+    def _flush(self) -> None:
+        for label, lines in self._lines.values():
+            for line in lines.end():
+                self._print(label, line)
+        self._lines.clear()
+        sys.stdout.flush()
 
     def _print(self, label: str, line: str) -> None:
         sys.stdout.write(f"{line}\n" if self._is_single else f"{label} | {line}\n")

@@ -145,6 +145,12 @@ def shortened(name: str) -> str:
     return clean if len(clean) <= LABEL_CHARS_MAX else f"{clean[: LABEL_CHARS_MAX - 1]}…"
 
 
+def waits(reason: str) -> str:
+    """Why a task waits, as said after its name."""
+    clean = terminal.one_line(reason)
+    return clean if clean.startswith("waits ") else f"waits: {clean}"
+
+
 def _task(plan: Mapping[str, Any]) -> TaskProgress:
     rows = list(_rows(plan["body"], 0))
     steps = {row.step: Work(row.label) for row in rows if row.step is not None}

@@ -9,6 +9,7 @@ import click
 from pistage.cli import groups, options, output, terminal
 from pistage.cli.connect import connect
 from pistage.cli.plain import ended
+from pistage.cli.progress import OVER, waits
 from pistage.client import Attempt, Page, Run, Task
 from pistage.config import ClientConfig, Config
 
@@ -73,9 +74,13 @@ def cancel_verb(run: str, fmt: str, config: Config[ClientConfig]) -> None:
             return await connection.client.cancel_run(run)
 
     cancelled = groups.run(cancel())
-    output.say(f"{cancelled['name']}#{cancelled['number']} is {cancelled['state']}")
+    output.say(f"{cancelled['name']}#{cancelled['number']} is {_cancel_state(cancelled)}")
     if fmt != "table":
         _print_run(cancelled, fmt)
+
+
+def _cancel_state(run: Run) -> str:
+    return run["state"] if run["state"] in OVER else "being cancelled"
 
 
 def _print_run(run: Run, fmt: str) -> None:
@@ -103,7 +108,8 @@ def _described(run: Run) -> Iterator[str]:
 def _task_lines(task: Task) -> Iterator[str]:
     attempts = task.get("attempts") or []
     needs = f" (after {', '.join(task['needs'])})" if task.get("needs") else ""
-    yield _line(f"  {task['name']}{needs}", task["state"], "", task.get("reason") or "")
+    waiting = waits(task["waiting"]) if task["state"] == "queued" and task.get("waiting") else ""
+    yield _line(f"  {task['name']}{needs}", task["state"], "", waiting or task.get("reason") or "")
     for attempt in attempts:
         if len(attempts) > 1:
             where = f"    attempt {attempt['number']} on {attempt.get('agent_name') or attempt.get('agent_id')}"

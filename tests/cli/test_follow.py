@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from pistage.cli.live import LiveScreen
+from pistage.cli.plain import PlainScreen
 from pistage.cli.progress import Progress
 from pistage.client import Chunk, Event
 from tests.cli.conftest import AT, FakeMaster, Pistage, step, task
@@ -78,6 +79,34 @@ def test_names_and_output_are_never_markup_nor_commands() -> None:
     assert "[blink]x[/] y" in picture
     assert "owned" not in picture
     assert "\x1b]" not in picture
+
+
+def test_a_last_line_without_a_newline_is_in_the_last_picture() -> None:
+    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+    screen = LiveScreen(Progress(RUN, PLAN), console)
+    screen.on_chunk(Chunk(number=0, task="lint", attempt=1, step="1", stream="stdout", at="", data=b"one\nlast words"))
+    screen.on_end(RUN)
+    console.print(screen)
+    assert "| last words" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_off_a_terminal_the_verdict_comes_after_the_last_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with PlainScreen(Progress(RUN, PLAN)) as screen:
+        screen.on_chunk(Chunk(number=0, task="lint", attempt=1, step="1", stream="stdout", at="", data=b"last words"))
+        screen.on_event(event("run_finished", 2, state="succeeded"))
+        assert capsys.readouterr() == ("", "")
+        screen.on_end(RUN)
+        out, err = capsys.readouterr()
+    assert out.endswith("| last words\n")
+    assert err.startswith("run demo#1: succeeded")
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"), [("waits before its next try", "waits before its next try"), ("x: full", "waits: x: full")]
+)
+def test_why_a_task_waits_is_said_once(reason: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    PlainScreen(Progress(RUN, PLAN)).on_waiting("build", reason)
+    assert capsys.readouterr().err == f"task build: {said}\n"
 
 
 def test_a_graph_too_high_for_the_terminal_becomes_a_list() -> None:

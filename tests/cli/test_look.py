@@ -34,6 +34,18 @@ def test_show_tells_tasks_and_steps(pistage: Pistage, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["tasks"][0]["name"] == "a"
 
 
+def test_show_tells_why_a_task_waits_and_cancel_that_it_is_under_way(
+    pistage: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = {"name": "a", "state": "queued", "waiting": "box: draining", "needs": [], "attempts": [], "reason": ""}
+    whole = FakeMaster.run
+    monkeypatch.setattr(FakeMaster, "run", lambda self: whole(self) | {"state": "running", "tasks": [waiting]})
+    assert pistage("show", "demo#1") == 0
+    assert "a  queued: waits: box: draining" in capsys.readouterr().out
+    assert pistage("cancel", "demo#1") == 0
+    assert capsys.readouterr().err == "demo#1 is being cancelled\n"
+
+
 def test_agents_and_cluster(pistage: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str]) -> None:
     assert pistage("agent", "ls") == 0
     assert "1/8" in capsys.readouterr().out

@@ -15,7 +15,7 @@ import os
 import shutil
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ _RECORD = struct.Struct("<26sIBxxxIQQ10x")
 RECORD_BYTES = _RECORD.size
 _QUEUE_FRAMES = 256  # at most 64 MiB; then the sessions wait, and with them the agents
 _BATCH_FRAMES = 64
+_RECORDS_AT_ONCE = 4096
 _RUNS_OPEN = 512  # lengths held in memory; of another run they are read from its index
 _FILES_OPEN = 256
 
@@ -271,7 +272,9 @@ def _recover(directory: Path) -> dict[StreamKey, int]:
     lengths: dict[StreamKey, int] = {}
     kept = 0
     sizes: dict[StreamKey, int] = {}
-    for record in _read_records(index, 0, 1 << 40):
+    for record in _all_records(index):
+        if not ids.is_id(record.attempt_id) or record.offset != lengths.get(record.key, 0):
+            break  # a block that power loss left as zeros is no record, and names no file
         if record.key not in sizes:
             path = _stream_path(directory, record.key)
             sizes[record.key] = path.stat().st_size if path.exists() else 0
@@ -287,6 +290,13 @@ def _recover(directory: Path) -> dict[StreamKey, int]:
         if path.stat().st_size > length:
             os.truncate(path, length)
     return lengths
+
+
+def _all_records(index: Path) -> Iterator[Record]:
+    start = 0
+    while records := _read_records(index, start, _RECORDS_AT_ONCE):  # a week of output has millions
+        yield from records
+        start += len(records)
 
 
 def _stream_path(directory: Path, key: StreamKey) -> Path:

@@ -155,3 +155,17 @@ async def test_many_runs_keep_few_files_open(tmp_path: Path, monkeypatch: pytest
                 assert await (await store.append(run_id, a_frame(b"x", offset))) == Appended(offset + 1)
         assert len(os.listdir("/proc/self/fd")) - before < 12  # noqa: PTH208
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+async def test_an_index_of_many_records_is_read_in_pieces_and_a_tail_of_zeros_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pistage.master.logs._RECORDS_AT_ONCE", 3)
+    async with a_store(tmp_path) as store:
+        for offset in range(10):
+            await put(store, a_frame(b"x", offset))
+    with (tmp_path / RUN / "index").open("ab") as index:
+        index.write(bytes(3 * RECORD_BYTES))
+    async with a_store(tmp_path) as store:
+        assert await put(store, a_frame(b"y", 10)) == Appended(11)
+        assert [record.offset for record in await store.records(RUN, 0, 99)] == list(range(11))

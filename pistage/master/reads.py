@@ -94,10 +94,11 @@ async def assignment(snapshot: Snapshot, attempt_id: str) -> wire.Assign:
 
 async def earlier_request(snapshot: Snapshot, key: str, sha256: str, now: int) -> str | None:
     """The run that a submission under this Idempotency-Key and with this body has made; None if it may make one."""
-    return await snapshot.value(
+    run_id = await snapshot.value(
         "SELECT run_id FROM request WHERE key = ? AND sha256 = ? AND at >= ?",
         (key, sha256, now - limits.IDEMPOTENCY_KEPT_MS),
     )
+    return None if run_id is None else str(run_id)
 
 
 async def agents_up(snapshot: Snapshot) -> list[tuple[str, int, str]]:

@@ -76,13 +76,15 @@ class Replica:
         proposal = _Proposal(payload, asyncio.get_running_loop().create_future())
         self._waiting_bytes += len(payload)
         self._queue.put_nowait(proposal)
-        try:
-            outcome = await asyncio.shield(proposal.answer)
-        finally:
-            self._waiting_bytes -= len(payload)
+        # When it is answered, not when its proposer goes away: until then it waits in the queue.
+        proposal.answer.add_done_callback(lambda _: self._make_room(len(payload)))
+        outcome = await asyncio.shield(proposal.answer)
         if outcome.error is not None:
             raise outcome.error
         return outcome
+
+    def _make_room(self, size: int) -> None:
+        self._waiting_bytes -= size
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Replica]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from weakref import WeakValueDictionary
 
 
 class Signals:
     """Owned by one loop."""
 
     def __init__(self) -> None:
-        self._events: dict[str, asyncio.Event] = {}
+        # Weak: who only looks once, at a run that is over, leaves nothing behind that no news would ever remove.
+        self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
     def changed(self, key: str) -> asyncio.Event:
         """An event that the next news of `key` sets; ask for it before reading what there is, so none is missed."""

@@ -95,6 +95,24 @@ async def test_too_much_at_once_is_refused_and_told_to_come_back(
     assert caught.value.code is Code.UNAVAILABLE
 
 
+async def test_what_its_proposer_has_left_counts_for_as_long_as_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "UNCOMMITTED_BYTES_MAX", 3 * len(wire.pack_command(a_run("r0"))))
+    async with Replica(tmp_path).running() as replica:
+        left = [asyncio.ensure_future(replica.propose(a_run(f"r{n}"))) for n in range(3)]
+        await asyncio.sleep(0)
+        for proposing in left:
+            proposing.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        with pytest.raises(PistageError) as caught:
+            await replica.propose(a_run("r4"))
+        assert caught.value.code is Code.UNAVAILABLE
+        while len(await run_ids(replica)) < 3:  # noqa: ASYNC110 - reads until they are applied
+            await asyncio.sleep(0)
+        await replica.propose(a_run("r5"))
+
+
 async def test_the_log_is_trimmed_behind_a_durable_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LOG_ENTRIES_KEPT", 10)
     monkeypatch.setattr("pistage.master.replica._TRIM_EVERY", 5)

@@ -8,6 +8,7 @@ import pytest
 
 from pistage.core import commands as c
 from pistage.core import machine
+from pistage.core.machine.outcome import Turn
 from pistage.core.model import AgentInfo, Capacity, Result, State
 from pistage.core.plan import FailureClass, Plan, Resources, When
 from pistage.errors import Code
@@ -343,3 +344,24 @@ def test_the_same_commands_give_the_same_tables() -> None:
         return dump
 
     assert history() == history()
+
+
+def test_one_command_may_have_as_many_events_as_the_runs_it_ends_have_tasks(cluster: Cluster) -> None:
+    turn = Turn(cluster.db, 7, 1)
+    for _ in range(100_000):
+        turn.record("r1", "task_finished")
+    later = Turn(cluster.db, 8, 1)
+    later.record("r1", "run_finished")
+    assert cluster.kinds()[-1] == "run_finished"
+
+
+def test_an_attempt_ends_although_its_task_cannot_be_read(cluster: Cluster) -> None:
+    epoch = cluster.register()
+    cluster.submit(a_plan(a_task(retry=retrying(lost=3))))
+    cluster.submit(a_plan(a_task(retry=retrying(lost=3))), run_id="r2")
+    cluster.assign()
+    cluster.assign(attempt_id="t2", run_id="r2")
+    cluster.db.execute("UPDATE task SET spec = '{' WHERE run_id = 'r1'")
+    outcome = cluster.apply(c.LoseAgent(at=cluster.now, agent_id="a1", epoch=epoch, reason="silent"))
+    assert outcome.error is None
+    assert (cluster.run("r1")[0], cluster.states("r2")) == ("lost", {"main": "queued"})

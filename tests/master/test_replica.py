@@ -100,11 +100,11 @@ async def test_what_its_proposer_has_left_counts_for_as_long_as_it_waits(
 ) -> None:
     monkeypatch.setattr(limits, "UNCOMMITTED_BYTES_MAX", 3 * len(wire.pack_command(a_run("r0"))))
     async with Replica(tmp_path).running() as replica:
-        left = [asyncio.ensure_future(replica.propose(a_run(f"r{n}"))) for n in range(3)]
-        await asyncio.sleep(0)
-        for proposing in left:
-            proposing.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            left = [group.create_task(replica.propose(a_run(f"r{n}"))) for n in range(3)]
+            await asyncio.sleep(0)
+            for proposing in left:
+                proposing.cancel()
         with pytest.raises(PistageError) as caught:
             await replica.propose(a_run("r4"))
         assert caught.value.code is Code.UNAVAILABLE

@@ -18,7 +18,7 @@ async def test_who_looked_and_went_away_leaves_nothing() -> None:
     for run in range(1_000):
         signals.changed(str(run))
     assert len(signals._events) == 0
-    waiting = asyncio.ensure_future(signals.changed("a").wait())
-    await asyncio.sleep(0)
-    signals.wake("a")
-    await asyncio.wait_for(waiting, 5)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(signals.changed("a").wait())
+        await asyncio.sleep(0)
+        signals.wake("a")

@@ -136,7 +136,7 @@ def end(turn: Turn, attempt_id: str, result: Result, *, at: int | None = None) -
     counted: dict[str, int] = json.loads(failures)
     if result.failure is not None:
         counted[result.failure] = counted.get(result.failure, 0) + 1
-    policy = codec.from_json(Task, spec).retry if counted and cancel_reason is None else Retry(limits={})
+    policy = _policy_in(spec) if counted and cancel_reason is None else Retry(limits={})
     if result.failure is not None and counted[result.failure] <= policy.limits.get(result.failure, 0):
         ready_at = turn.at + _delay_ms(policy.backoff, sum(counted.values()) - 1, attempt_id)
         _requeue(turn, task, f"attempt {sum(counted.values())} ended: {result.reason}", ready_at, counted)
@@ -147,6 +147,14 @@ def end(turn: Turn, attempt_id: str, result: Result, *, at: int | None = None) -
     else:
         runs.end_task(turn, task, State(state), result.state, result.reason)
     runs.settle(turn, task.run_id)
+
+
+def _policy_in(spec: str) -> Retry:
+    try:
+        task: Task = codec.from_json(Task, spec)
+    except PistageError:  # a row that cannot be read is not tried again, and keeps no other attempt from its end
+        return Retry(limits={})
+    return task.retry
 
 
 _ENDING = """

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 
 from pistage.errors import PistageError
 
+# An agent of a hundred places that is lost can end as many runs, and each skips up to 2,000 tasks; the id stays exact
+# in JSON for the first 2**33 entries of the log.
+_EVENT_BITS = 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendAssignment:
@@ -78,10 +82,10 @@ class Turn:
 
     def record(self, run_id: str, kind: str, **fields: object) -> None:
         """Add an event to the history of a run."""
-        if self._events >= 1 << 16:
-            raise AssertionError("more than 65,536 events from one command")
+        if self._events >= 1 << _EVENT_BITS:
+            raise AssertionError(f"more than {1 << _EVENT_BITS:,} events from one command")
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        row = ((self.index << 16) | self._events, run_id, self.at, kind, text)
+        row = ((self.index << _EVENT_BITS) | self._events, run_id, self.at, kind, text)
         self.db.execute("INSERT INTO event (id, run_id, at, kind, fields) VALUES (?, ?, ?, ?, ?)", row)
         self._events += 1
         self.runs[run_id] = None

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -108,8 +108,8 @@ class ClientConfig(_Section):
     """What every other verb needs; each description is the documentation of its key."""
 
     server: Strings = Field((), description="URLs of masters; a `pistage dev` of yours is found without it")
-    token: str | None = Field(None, description="the token to show; prefer token_file", repr=False)
-    token_file: Path | None = Field(None, description="file that holds the token")
+    token: str | None = Field(None, description="the cluster token; prefer token_file", repr=False)
+    token_file: Path | None = Field(None, description="file that holds the cluster token")
     data_dir: Path = Field(
         default_factory=lambda: dev_data_dir(os.environ), description="where `dev` and a one-command `run` keep data"
     )
@@ -174,6 +174,22 @@ def read_token(settings: MasterConfig | AgentConfig | ClientConfig) -> str | Non
     return token
 
 
+def as_written(kind: type[BaseModel], key: str, value: object) -> object:
+    """A size or a duration as people write it: 256Mi, 90s; everything else as it is."""
+    match value, _unit(kind, key):
+        case int(), "size":
+            units = [unit for power, unit in enumerate(" KMGT") if value and value % 1024**power == 0]
+            unit = units[-1] if units else " "
+            return f"{value // 1024 ** ' KMGT'.index(unit)}{unit}i" if unit != " " else str(value)
+        case float(), "duration":
+            for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+                if value % seconds == 0:
+                    return f"{value / seconds:g}{unit}"
+            return f"{value:g}s"
+        case _:
+            return value
+
+
 def split_address(listen: str) -> tuple[str, int]:
     """ "host:port", "[v6]:port" or ":port" -> host and port; PistageError `usage` otherwise."""
     host, colon, port = listen.rpartition(":")
@@ -185,6 +201,14 @@ def split_address(listen: str) -> tuple[str, int]:
 def is_loopback(host: str) -> bool:
     """Whether `host` can only be reached from this machine."""
     return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def _unit(kind: type[BaseModel], key: str) -> Literal["size", "duration", ""]:
+    hint = get_type_hints(kind, include_extras=True).get(key)
+    kinds = (hint, *get_args(hint))
+    if Bytes in kinds:
+        return "size"
+    return "duration" if Seconds in kinds else ""
 
 
 def _variable(key: str) -> str:
@@ -218,6 +242,10 @@ def _refusal(kind: type[BaseModel], error: ValidationError, origins: Mapping[str
     first = error.errors(include_url=False, include_input=False)[0]
     key = str(first["loc"][0]) if first["loc"] else ""
     described = kind.model_fields[key].description if key in kind.model_fields else None
+    wanted = {"size": "expected a size such as 512Mi", "duration": "expected a duration such as 90s or 5m"}
+    message = wanted.get(_unit(kind, key)) or first["msg"]
     return PistageError(
-        Code.USAGE, f"{key} ({origins.get(key, 'unknown key')}): {first['msg']}", hint=f"{key} is {described}"
+        Code.USAGE,
+        f"{key} ({origins.get(key, 'unknown key')}): {message}",
+        hint=f"{key}: {described}" if described else "",
     )

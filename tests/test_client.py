@@ -146,6 +146,7 @@ async def test_no_master_is_known_soon_and_says_what_to_do() -> None:
         with pytest.raises(PistageError, match="no master answers") as caught:
             await client.fetch_cluster()
     assert caught.value.exit_code == 7
+    assert caught.value.message.endswith(": connection refused")
     assert caught.value.hint
 
 

@@ -91,8 +91,20 @@ def cluster_status(*, fmt: str, config: Config[ClientConfig]) -> None:
     if fmt != "table":
         output.print_value(cluster, fmt=fmt)
         return
-    rows = [[key, value if isinstance(value, str) else str(value)] for key, value in cluster.items()]
+    rows = [[key, _told(value)] for key, value in cluster.items()]
     output.print_table(["KEY", "VALUE"], rows)
+
+
+def _told(value: Any) -> str:
+    match value:
+        case list():
+            return "; ".join(map(_told, value)) or "-"
+        case dict():
+            return ", ".join(_told(item) for item in value.values())
+        case None:
+            return "-"
+        case _:
+            return str(value)
 
 
 async def _set_drain(config: Config[ClientConfig], name: str, *, is_draining: bool) -> None:

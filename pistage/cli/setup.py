@@ -11,7 +11,7 @@ import click
 
 from pistage import __version__
 from pistage.cli import options, output
-from pistage.config import AgentConfig, MasterConfig, load
+from pistage.config import AgentConfig, MasterConfig, as_written, load
 
 
 @click.command("config", short_help="Show each configuration key, its value and where that came from.")
@@ -41,7 +41,7 @@ def config_verb(role: str, config_file: Path | None, flags: Mapping[str, object]
     ]
     columns: dict[str, output.Cell] = {
         "KEY": lambda item: str(item["key"]),
-        "VALUE": lambda item: _text(item["value"]),
+        "VALUE": lambda item: _text(as_written(section, item["key"], item["value"])),
         "ORIGIN": lambda item: str(item["origin"]),
         "ABOUT": lambda item: str(item["about"]),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -191,12 +192,27 @@ class Transport:
         return is_news
 
     def _unreachable(self, error: BaseException) -> PistageError:
-        reason = str(error) or type(error).__name__
+        reason = _said(error)
         return PistageError(
             Code.UNAVAILABLE,
             f"no master answers at {', '.join(self._servers)}: {reason}",
             hint="start one with `pistage dev` or `pistage serve --role master`, or set --server",
         )
+
+
+def _said(error: BaseException) -> str:
+    """What went wrong with a connection, in the words of the system; aiohttp's own name its internals."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return f"the name {error.host} is not known"
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            return str(error)
+        case aiohttp.ClientConnectorError() if error.os_error.errno:
+            return os.strerror(error.os_error.errno).lower()
+        case TimeoutError():
+            return "no answer in time"
+        case _:
+            return str(error) or type(error).__name__
 
 
 def _checked(server: str) -> str:

@@ -55,6 +55,8 @@ def test_agents_and_cluster(pistage: Pistage, master: FakeMaster, capsys: pytest
     assert "no agent nobody" in capsys.readouterr().err
     assert pistage("cluster", "status", "-o", "json") == 0
     assert json.loads(capsys.readouterr().out)["leader"] == "n1"
+    assert pistage("cluster", "status") == 0
+    assert "masters  n1, leader, 0.1.0\n" in capsys.readouterr().out
 
 
 def test_an_action_is_shown_without_its_control_sequences(pistage: Pistage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The verbs that set up: config, completion, version, and what `serve` refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,30 @@ def test_serve_refuses_to_be_open_to_a_network(capsys: pytest.CaptureFixture[str
 def test_a_key_of_the_other_role_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["serve", "--role", "agent", "--lease", "3s"]) == 2
     assert "--lease is no key of the agent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("90s", "90s"), ("2m", "2m"), ("1.5", "1.5s"), ("3600", "1h"), ("500ms", "0.5s")],
+)
+def test_config_shows_durations_as_people_write_them(given: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["config", "--role", "master", "--lease", given]) == 0
+    assert re.search(rf"^lease +{told} +flag", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [("2G", "2Gi"), ("1536Mi", "1536Mi"), ("1000", "1000"), ("0", "0"), ("2048", "2Ki")]
+)
+def test_config_shows_sizes_as_people_write_them(given: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["config", "--role", "agent", "--memory", given]) == 0
+    assert re.search(rf"^memory +{told} +flag", capsys.readouterr().out, re.MULTILINE)
+    assert execute(["config", "--role", "agent", "--memory", given, "-o", "json"]) == 0
+    items = {item["key"]: item["value"] for item in json.loads(capsys.readouterr().out)}
+    assert isinstance(items["memory"], int)
+
+
+def test_a_value_that_is_no_duration_or_size_is_told_what_one_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["config", "--role", "master", "--lease", "abc"]) == 2
+    assert "lease (flag): expected a duration such as 90s or 5m" in capsys.readouterr().err
+    assert execute(["config", "--role", "agent", "--memory", "lots"]) == 2
+    assert "memory (flag): expected a size such as 512Mi" in capsys.readouterr().err

@@ -38,6 +38,8 @@ def lint_verb(*, files: tuple[str, ...], actions: Path | None, fmt: str) -> int:
             _print_lint(report)
     if fmt == "name":
         for report in reports:
+            for finding in report["findings"]:
+                output.say(findings.line(finding, report["file"]))
             click.echo(terminal.one_line(str(report["name"] or "")))
     elif fmt != "table":
         output.print_value(_plain(reports), fmt=fmt)

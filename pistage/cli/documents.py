@@ -34,7 +34,8 @@ def submission(target: str, *, parameters: dict[str, Any], start_node: str | Non
     if target == "-" or Path(target).is_file():
         body["definition"] = read_text(target)
     elif Path(target).suffix in _SUFFIXES or "/" in target:
-        raise PistageError(Code.NOT_FOUND, f"no file {target}")
+        what = "is a directory, not a file" if Path(target).is_dir() else "is no file"
+        raise PistageError(Code.NOT_FOUND, f"{target} {what}", hint="name a definition, or - for stdin")
     else:
         body["action"] = target
     if parameters:
@@ -96,8 +97,17 @@ def _mapping(file: Path) -> dict[str, Any]:
     text = read_text(str(file))
     try:
         loaded = json.loads(text) if file.suffix == ".json" else yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
+        raise PistageError(Code.USAGE, f"--with-file {where}: not valid YAML: {error.problem}") from None
+    except json.JSONDecodeError as error:
+        where = f"{file}:{error.lineno}:{error.colno}"
+        raise PistageError(Code.USAGE, f"--with-file {where}: not valid JSON: {error.msg}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise PistageError(Code.USAGE, f"--with-file {file}: {error}") from None
     if not isinstance(loaded, dict):
-        raise PistageError(Code.USAGE, f"--with-file {file}: expected a mapping of names to values")
+        raise PistageError(
+            Code.USAGE, f"--with-file {file}: expected a mapping of names to values", hint="write 'name: value' lines"
+        )
     return loaded

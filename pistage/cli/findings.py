@@ -37,3 +37,10 @@ def line(finding: Finding, file: str = "") -> str:
 
 def has_error(found: Sequence[Finding]) -> bool:
     return any(str(finding.get("severity")) == "error" for finding in found)
+
+
+def verdict(found: Sequence[Finding], file: str) -> str:
+    """What is to be said after the findings themselves."""
+    count = sum(str(finding.get("severity")) == "error" for finding in found)
+    what = "from stdin" if file == "-" else file or "the definition"
+    return f"{what} was refused: {count} error{'s' if count > 1 else ''}"

@@ -175,7 +175,7 @@ def _task_and_step(progress: Progress, rest: str) -> tuple[str, str | None]:
             for step_id, step in task.steps.items():
                 if wanted in {step_id, step.name}:
                     return name, step_id
-            raise _unknown("step", wanted, [step.name for step in task.steps.values()])
+            raise _unknown("step", wanted, [f"{step_id} ({step.name})" for step_id, step in task.steps.items()])
     raise _unknown("task", rest, list(progress.tasks))
 
 

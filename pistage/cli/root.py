@@ -150,8 +150,10 @@ def _show(error: PistageError) -> None:
     found = findings.of(error)
     for finding in found:
         click.echo(findings.line(finding, str(error.details.get("file", ""))), err=True)
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {terminal.clean(error.message)}", err=True)
-    if error.hint:
+    is_told = findings.has_error(found)
+    message = findings.verdict(found, str(error.details.get("file", ""))) if is_told else error.message
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {terminal.clean(message)}", err=True)
+    if error.hint and not is_told:
         click.echo(f"{click.style('hint', fg='cyan')}: {terminal.clean(error.hint)}", err=True)
 
 

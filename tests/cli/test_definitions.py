@@ -110,3 +110,38 @@ def test_put_registers_under_the_name_of_the_document(here: Path, pistage: Pista
     assert pistage("action", "put", "wrong.yaml", "actions/clone.yaml") == 0
     (here / "nameless.yaml").write_text("image: a\nrun: b\n")
     assert pistage("action", "put", "nameless.yaml") == 2
+
+
+def test_what_is_wrong_is_said_once_and_then_how_much_it_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["plan", "wrong.yaml"]) == 2
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("wrong.yaml:4:")
+    assert last == "error: wrong.yaml was refused: 1 error"
+
+
+def test_lint_for_scripts_still_says_what_is_wrong(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["lint", "wrong.yaml", "-o", "name"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "Wrong\n"
+    assert err.startswith("wrong.yaml:4:")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("p.yaml", "a: [\n", "p.yaml:2:1: not valid YAML: "),
+        ("p.json", '{"a": }', "p.json:1:7: not valid JSON: "),
+        ("p.yaml", "- a\n", "p.yaml: expected a mapping of names to values"),
+    ],
+)
+def test_a_file_of_parameters_that_is_wrong_is_told_on_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, told: str
+) -> None:
+    (here / name).write_text(text)
+    assert execute(["plan", "build.yaml", "--with-file", name]) == 2
+    assert capsys.readouterr().err.splitlines()[0].startswith(f"error: --with-file {told}")
+
+
+def test_a_directory_is_not_taken_for_a_definition(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["plan", "./actions"]) == 5
+    assert "./actions is a directory" in capsys.readouterr().err

@@ -138,7 +138,7 @@ def test_a_task_or_step_that_is_not_there_is_5_and_lists_those_that_are(
     assert pistage("logs", "demo#1/c") == 5
     assert "it has a, b" in capsys.readouterr().err
     assert pistage("logs", "demo#1/a/nope") == 5
-    assert "it has one" in capsys.readouterr().err
+    assert "it has 1 (one)" in capsys.readouterr().err
 
 
 def test_names_with_slashes_are_found() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pistage.cli import documents, findings, groups, options, output, terminal
+from pistage.cli.home import Home
 from pistage.config import ClientConfig, Config
 from pistage.errors import PistageError
 
@@ -96,11 +97,12 @@ def plan_verb(
 ) -> int:
     """Show what would run: tasks, steps, contexts, images, commands, and where each parameter came from.
 
-    With a server configured the cluster's own actions are looked up; else those under --actions and the predefined.
+    Actions are looked up where `pistage run` would find them; with --actions, in that directory and nowhere else but
+    among the predefined.
     """
     given = documents.parameters(pairs, with_file)
     body = documents.submission(target, parameters=given, start_node=start_node)
-    is_there = bool(config.settings.server) and actions is None
+    is_there = actions is None and (bool(config.settings.server) or Home(config.settings.data_dir).is_used())
     try:
         with documents.named(target):
             plan, found = groups.run(_plan_there(config, body)) if is_there else _plan_here(body, actions)
@@ -159,7 +161,7 @@ def _described(plan: Mapping[str, Any]) -> Iterator[str]:
         kind = "predefined" if pin["is_predefined"] else version
         yield f"  action {terminal.one_line(pin['name'])} ({kind}, sha256 {pin['sha256'][:12]})"
     for task in plan["tasks"]:
-        needs = f" after {', '.join(task['needs'])}" if task.get("needs") else ""
+        needs = (f" after {', '.join(task['needs'])}" if task.get("needs") else "") + _terms(task)
         skipped = f" — skipped: {task['skip_reason']}" if task.get("skip_reason") else ""
         yield f"task {click.style(terminal.one_line(task['name'] + needs + skipped), bold=True)}"
         contexts = {context["id"]: context for context in task["contexts"]}
@@ -181,14 +183,22 @@ def _node_lines(node: Mapping[str, Any], contexts: Mapping[str, Any], indent: st
 def _step_lines(step: Mapping[str, Any], contexts: Mapping[str, Any], indent: str) -> Iterator[str]:
     image = contexts[step["context"]]["image"]
     asynchronous = " async" if step.get("is_async") else ""
-    yield terminal.one_line(f"{step['id']}. {step['name']} — {step['context']} [{image}]{asynchronous}").join(
-        [indent, ""]
-    )
+    about = f"{step['id']}. {step['name']} — {step['context']} [{image}]{asynchronous}{_terms(step)}"
+    yield indent + terminal.one_line(about)
     for line in _command(step):
         yield f"{indent}     {line}"
     for parameter in step.get("parameters") or []:
         told = f"{parameter['name']} = {parameter['value']}  ({parameter['origin']})"
         yield f"{indent}   with {terminal.one_line(told)}"
+
+
+def _terms(work: Mapping[str, Any]) -> str:
+    """When a task or a step runs, for how long and how often, where that is not what one would expect."""
+    terms = [f"when {work['when']}"] if work.get("when", "success") != "success" else []
+    terms += [f"timeout {output.duration(work['timeout_s'])}"] if work.get("timeout_s") else []
+    again = work.get("retries") or ((work.get("retry") or {}).get("limits") or {}).get("failure")
+    terms += [f"retry {again}"] if again else []
+    return f" ({', '.join(terms)})" if terms else ""
 
 
 def _command(step: Mapping[str, Any]) -> Sequence[str]:

@@ -65,7 +65,7 @@ async def _dev(
     given = read_token(config.settings)
     async with AsyncExitStack() as stack:
         await _own(stack, home)
-        choice = await embedded.choose_runtime(runtime)
+        choice = await embedded.choose_runtime(runtime, may_wait=True)
         cluster = await stack.enter_async_context(embedded.cluster(home, choice=choice, listen=listen, token=given))
         _greet(home, cluster, choice, is_demo=has_demo)
         client = await stack.enter_async_context(Client((cluster.url,), cluster.token))
@@ -100,7 +100,7 @@ def _greet(home: Home, cluster: embedded.Cluster, choice: embedded.Choice, *, is
 
 
 NEXT_COMMANDS = """in another terminal:
-  pistage run FILE        run a definition (try: pistage dev --demo)
+  pistage run FILE        run a definition
   pistage ps              list runs
   pistage action ls       actions to build on
   pistage --help          everything else"""

@@ -85,11 +85,18 @@ async def _agent(home: Home, url: str, token: str, choice: Choice | None) -> Asy
         raise failure
 
 
-async def choose_runtime(asked: str | None) -> Choice:
+async def choose_runtime(asked: str | None, *, may_wait: bool = False) -> Choice:
     """The runtime that was asked for; else docker where an engine answers, else the sandbox.
 
-    PistageError `unavailable` says what to do where neither works.
+    PistageError `unavailable` says what to do where neither works, or where docker was asked for and no engine answers,
+    unless the cluster `may_wait` for one.
     """
+    if asked == "docker" and not may_wait and not (engine := await probes.probe_engine()).is_usable:
+        raise PistageError(
+            Code.UNAVAILABLE,
+            f"--runtime docker: {engine.reason}",
+            hint="start a Docker engine or set DOCKER_HOST, or leave --runtime out; `pistage doctor` says more",
+        )
     if asked is not None:
         assert asked in {"docker", "sandbox", "host"}
         return Choice(runtime=asked, ignores_images=asked != "docker", note=_note(asked, ""))  # type: ignore[arg-type]

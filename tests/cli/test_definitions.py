@@ -145,3 +145,16 @@ def test_a_file_of_parameters_that_is_wrong_is_told_on_one_line(
 def test_a_directory_is_not_taken_for_a_definition(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["plan", "./actions"]) == 5
     assert "./actions is a directory" in capsys.readouterr().err
+
+
+def test_plan_says_when_and_how_often(pistage: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str]) -> None:
+    common = {"command": None, "entrypoint": None}
+    tidy = step("1", "tidy") | common | {"when": "always", "timeout_s": 90.0, "retries": 2}
+    plain = step("2", "plain") | common | {"when": "success", "timeout_s": None, "retries": 0}
+    terms = {"when": "failure", "timeout_s": 3600.0, "retry": {"limits": {"failure": 1, "lost": 3}}}
+    master.plan["tasks"] = [task("main", tidy, plain) | terms]
+    assert pistage("plan", "Some Action") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "task main (when failure, timeout 1h00m, retry 1)" in out
+    assert "  1. tidy — c1 [alpine] (when always, timeout 1m30s, retry 2)" in out
+    assert "  2. plain — c1 [alpine]" in out

@@ -141,6 +141,23 @@ def test_a_run_that_this_machine_can_never_take_says_why_and_is_6(shell: Shell) 
     assert json.loads(shell("show", "Gpu#1", "-o", "json").stdout)["state"] == "cancelled"
 
 
+def test_docker_that_was_asked_for_and_is_not_there_is_said_at_once(shell: Shell) -> None:
+    shell.env["DOCKER_HOST"] = f"unix://{shell.home}/no.sock"
+    done = shell("run", "--runtime", "docker", shell.file("demo.yaml", DEMO), code=7)
+    assert b"error: --runtime docker: no engine answers at unix:///" in done.stderr
+    assert b"queued" not in done.stderr
+
+
+def test_plan_finds_the_actions_that_run_would_find(shell: Shell) -> None:
+    shell.file("own.yaml", "name: Own\nimage: a\nrun: echo own\n")
+    shell.file("user.yaml", "name: User\nuses: {main: [{dep: Own}]}\n")
+    shell("plan", "user.yaml", code=2)
+    shell("run", "--runtime", "host", "own.yaml")
+    shell("action", "put", "own.yaml")
+    assert b"$ echo own" in shell("plan", "user.yaml").stdout
+    shell("plan", "user.yaml", "--actions", ".")
+
+
 def test_an_interrupted_embedded_run_is_cancelled(shell: Shell) -> None:
     run = shell.start("run", "--runtime", "host", shell.held())
     wait_for(run, "step main")

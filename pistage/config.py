@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -200,7 +201,10 @@ def split_address(listen: str) -> tuple[str, int]:
 
 def is_loopback(host: str) -> bool:
     """Whether `host` can only be reached from this machine."""
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # any other name may mean any address, "127.example.com" too
 
 
 def _unit(kind: type[BaseModel], key: str) -> Literal["size", "duration", ""]:

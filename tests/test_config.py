@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pistage.config import AgentConfig, ClientConfig, MasterConfig, load, read_token, split_address
+from pistage.config import AgentConfig, ClientConfig, MasterConfig, is_loopback, load, read_token, split_address
 from pistage.errors import PistageError
 
 
@@ -75,3 +75,10 @@ def test_the_shipped_configuration_files_are_valid() -> None:
     conf = Path(__file__).parent.parent / "conf"
     assert load(MasterConfig, environ={}, file=conf / "master.yaml").settings.lease == 20
     assert load(AgentConfig, environ={}, file=conf / "agent.yaml").settings.runtime == "docker"
+
+
+def test_only_addresses_of_this_machine_are_loopback() -> None:
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        assert is_loopback(host), host
+    for host in ("0.0.0.0", "::", "127.example.com", "127.", "10.0.0.1", ""):
+        assert not is_loopback(host), host

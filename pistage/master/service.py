@@ -38,8 +38,8 @@ _CLOSING_S = 2.0  # for requests under way, when the master stops
 class Master:
     """`async with Master(settings, token=token) as master:` serves at `master.url` until it is left.
 
-    PistageError `usage` before anything is touched: a listener beyond loopback without a token, a directory that
-    another master has open. If the disk or the state fails while serving, the block is cancelled and the error raised.
+    PistageError `usage` before anything is touched: a listener beyond loopback without a token, a lease that no
+    heartbeat can keep, a directory that another master has open. If the disk or the state fails while serving, the block is cancelled and the error raised.
     """
 
     def __init__(self, settings: MasterConfig, *, token: str | None) -> None:
@@ -56,6 +56,12 @@ class Master:
                 Code.USAGE,
                 f"refusing to listen on {self._settings.listen} without a token: anybody there could run anything",
                 hint="set token_file or PISTAGE_TOKEN, or listen on 127.0.0.1",
+            )
+        if self._settings.lease <= 2 * self._settings.heartbeat:
+            raise PistageError(
+                Code.USAGE,
+                f"a lease of {self._settings.lease:g} s is no more than two heartbeats: every agent would be lost",
+                hint="set lease to several times the heartbeat",
             )
         async with AsyncExitStack() as stack:
             await self._start(stack, host, port)

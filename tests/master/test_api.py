@@ -47,10 +47,17 @@ async def test_the_token_is_asked_for_before_the_body_is_read(tmp_path: Path) ->
 
 
 async def test_listening_beyond_loopback_without_a_token_is_refused(tmp_path: Path) -> None:
-    for listen in ("0.0.0.0:0", ":0", "[::]:0"):
+    for listen in ("0.0.0.0:0", ":0", "[::]:0", "127.example.com:0"):
         with pytest.raises(PistageError, match="without a token"):
             async with Master(MasterConfig(data_dir=tmp_path, listen=listen), token=None):
                 pass
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_lease_that_heartbeats_cannot_keep_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PistageError, match="every agent would be lost"):
+        async with a_master(tmp_path, lease=2.0, heartbeat=1.0):
+            pass
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -156,7 +157,16 @@ class Replica:
             for listener in self._listeners:
                 listener(outcome)
         if self._store.last_index - self._store.base_index > limits.LOG_ENTRIES_KEPT + _TRIM_EVERY:
+            await self._trim_if_there_is_space()
+
+    async def _trim_if_there_is_space(self) -> None:
+        try:
             await self._trim()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            # Trimming writes before it frees. Everything is answered already, and the next batch tries again.
+            log.warning("the disk is full: the log keeps its old entries for now")
 
     async def _trim(self) -> None:
         loop = asyncio.get_running_loop()

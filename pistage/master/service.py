@@ -39,7 +39,8 @@ class Master:
     """`async with Master(settings, token=token) as master:` serves at `master.url` until it is left.
 
     PistageError `usage` before anything is touched: a listener beyond loopback without a token, a lease that no
-    heartbeat can keep, a directory that another master has open. If the disk or the state fails while serving, the block is cancelled and the error raised.
+    heartbeat can keep, a directory that another master has open. If the disk or the state fails while serving, the
+    block is cancelled and the error raised.
     """
 
     def __init__(self, settings: MasterConfig, *, token: str | None) -> None:

@@ -1,6 +1,7 @@
 """The replica: what is answered is durable, applied in order, and there after a restart."""
 
 import asyncio
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -124,6 +125,24 @@ async def test_the_log_is_trimmed_behind_a_durable_state(tmp_path: Path, monkeyp
     store.close()
     async with Replica(tmp_path).running() as replica:
         assert len(await run_ids(replica)) == 40
+
+
+async def test_a_disk_too_full_to_trim_the_log_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(store: LogStore, index: int) -> None:
+        store._db.execute("PRAGMA max_page_count = 1")  # SQLite keeps what is there, and gives no page more
+        store._db.execute("CREATE TABLE more AS SELECT zeroblob(1000000)")
+
+    monkeypatch.setattr(limits, "LOG_ENTRIES_KEPT", 4)
+    monkeypatch.setattr("pistage.master.replica._TRIM_EVERY", 2)
+    async with Replica(tmp_path).running() as replica:
+        for n in range(5):
+            await replica.propose(a_run(f"r{n}"))
+        with monkeypatch.context() as full:
+            full.setattr(LogStore, "trim", refuse)
+            for n in range(5, 9):
+                with contextlib.suppress(PistageError):  # the disk is full for it as well
+                    await replica.propose(a_run(f"r{n}"))
+        assert replica.is_serving
 
 
 async def test_a_command_of_a_later_version_stops_the_master_instead_of_being_skipped(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def decide(view: View, now: int) -> Decision:
     An agent that a task has failed on is taken only where no other will do; among the rest, the emptiest.
     """
     agents = {candidate.info.id: candidate for candidate in view.agents}
+    idle = [_idle(candidate) for candidate in view.agents]
     gangs: dict[tuple[str, str], str] = {}
     placements: list[Placement] = []
     reasons: dict[tuple[str, str], str] = {}
@@ -112,10 +113,10 @@ def decide(view: View, now: int) -> Decision:
             reasons[key] = "waits before its next try"
             continue
         bound_to = task.bound_to or (gangs.get((task.run_id, task.gang)) if task.gang else None)
-        chosen, reason = _choose(replace(task, bound_to=bound_to), list(agents.values()))
+        chosen, reason = _choose(task, bound_to, list(agents.values()))
         if chosen is None:
             reasons[key] = reason
-            if all(_is_beyond(task, candidate) for candidate in view.agents):
+            if all(obstacle_to(task, None, agent) is not None for agent in idle):
                 hopeless.add(key)
             continue
         agents[chosen.info.id] = replace(chosen, free=_less(chosen.free, task.resources))
@@ -127,8 +128,8 @@ def decide(view: View, now: int) -> Decision:
     return Decision(placements=tuple(placements), reasons=reasons, hopeless=frozenset(hopeless), wake_at=wake_at)
 
 
-def _choose(task: WaitingTask, agents: list[Candidate]) -> tuple[Candidate | None, str]:
-    obstacles = {candidate.info.id: obstacle_to(task, candidate) for candidate in agents}
+def _choose(task: WaitingTask, bound_to: str | None, agents: list[Candidate]) -> tuple[Candidate | None, str]:
+    obstacles = {candidate.info.id: obstacle_to(task, bound_to, candidate) for candidate in agents}
     fit = [candidate for candidate in agents if obstacles[candidate.info.id] is None]
     if not fit:
         said = sorted({f"{candidate.info.name}: {obstacles[candidate.info.id]}" for candidate in agents})
@@ -139,14 +140,16 @@ def _choose(task: WaitingTask, agents: list[Candidate]) -> tuple[Candidate | Non
     return emptiest_first[0], ""
 
 
-def obstacle_to(task: WaitingTask, candidate: Candidate) -> str | None:  # noqa: PLR0911 - one line an obstacle
-    """What keeps `task` from this agent, in words; None if nothing does."""
+def obstacle_to(  # noqa: PLR0911 - one line an obstacle
+    task: WaitingTask, bound_to: str | None, candidate: Candidate
+) -> str | None:
+    """What keeps `task`, whose gang is bound to an agent or to none, from this one, in words; None if nothing does."""
     info, free, want = candidate.info, candidate.free, task.resources
     if not candidate.is_connected:
         return "not connected"
     if candidate.is_draining:
         return "draining"
-    if task.bound_to is not None and task.bound_to != info.id:
+    if bound_to is not None and bound_to != info.id:
         return "another agent has this run's networks and volumes"
     if task.needs_images and "docker" not in info.runtimes and not info.ignores_images:
         return "has no engine to run images with"
@@ -155,24 +158,26 @@ def obstacle_to(task: WaitingTask, candidate: Candidate) -> str | None:  # noqa:
     for constraint in task.constraints:
         if not is_met(constraint, info.labels):
             return f"label {described(constraint)} is missing"
-    shortages = (
-        (want.cpus_milli or 0, free.cpus_milli, "{:.1f} of {:.1f} CPUs free", 1000),
-        (want.memory_bytes or 0, free.memory_bytes, "{:.1f} of {:.1f} GiB free", 1024**3),
-        (want.gpus, free.gpus, "{:.0f} of {:.0f} GPUs free", 1),
-        (1, free.slots, "{:.0f} of {:.0f} places free", 1),
-    )
-    for wanted, left, text, unit in shortages:
-        if wanted > left:
-            return text.format(left / unit, wanted / unit)
+    return _shortage(want, free)
+
+
+def _shortage(want: Resources, free: Room) -> str | None:
+    if (want.cpus_milli or 0) > free.cpus_milli:
+        return f"{free.cpus_milli / 1000:.1f} of {(want.cpus_milli or 0) / 1000:.1f} CPUs free"
+    if (want.memory_bytes or 0) > free.memory_bytes:
+        return f"{free.memory_bytes / 1024**3:.1f} of {(want.memory_bytes or 0) / 1024**3:.1f} GiB free"
+    if want.gpus > free.gpus:
+        return f"{free.gpus} of {want.gpus} GPUs free"
+    if free.slots < 1:
+        return f"{free.slots} of 1 places free"
     return None
 
 
-def _is_beyond(task: WaitingTask, candidate: Candidate) -> bool:
-    """Whether the agent could not take the task even if it were connected and idle."""
+def _idle(candidate: Candidate) -> Candidate:
+    """The agent as it would be connected, undrained and with nothing to do."""
     whole = candidate.info.capacity
     room = Room(cpus_milli=whole.cpus_milli, memory_bytes=whole.memory_bytes, gpus=whole.gpus, slots=whole.slots)
-    idle = replace(candidate, is_connected=True, is_draining=False, free=room)
-    return obstacle_to(replace(task, bound_to=None), idle) is not None
+    return replace(candidate, is_connected=True, is_draining=False, free=room)
 
 
 def is_met(constraint: Constraint, labels: Mapping[str, str]) -> bool:

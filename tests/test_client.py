@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from pistage.client import Client, Selection
+from pistage.client.transport import Transport
 from pistage.errors import Code, PistageError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -148,6 +149,13 @@ async def test_no_master_is_known_soon_and_says_what_to_do() -> None:
     assert caught.value.exit_code == 7
     assert caught.value.message.endswith(": connection refused")
     assert caught.value.hint
+
+
+def test_streams_that_break_together_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    transport = Transport(["http://127.0.0.1:1"], None)
+    transport.tell_of_loss()
+    transport.tell_of_loss()
+    assert [record.message for record in caplog.records] == ["the master went away; waiting for one to go on with"]
 
 
 def test_a_server_that_is_no_url_is_refused() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TextIO
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -41,16 +43,23 @@ class LiveScreen:
         self._progress = progress
         self._console = console or Console(stderr=True, highlight=False)
         self._lines: dict[tuple[str, int, str, str], tuple[str, terminal.Lines]] = {}
-        self._live = Live(
-            self, console=self._console, refresh_per_second=_REFRESH_PER_S, redirect_stdout=False, redirect_stderr=False
-        )
+        self._live = Live(self, console=self._console, refresh_per_second=_REFRESH_PER_S, redirect_stdout=False)
 
     def __enter__(self) -> LiveScreen:
+        before = sys.stderr
         self._live.__enter__()
+        self._move_logging(before, sys.stderr)  # what is said meanwhile stands above the picture, not in it
         return self
 
     def __exit__(self, *_: object) -> None:
+        said_to = sys.stderr
         self._live.__exit__(None, None, None)
+        self._move_logging(said_to, sys.stderr)
+
+    def _move_logging(self, old: TextIO | None, new: TextIO) -> None:
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is old:
+                handler.setStream(new)
 
     def on_event(self, event: Event) -> None:
         """Take what happened; the next frame shows it."""

@@ -57,7 +57,7 @@ def run_verb(
     """
     from pistage.cli.serve import start_logging
 
-    start_logging(verbose, quiet=True)
+    start_logging(verbose, quiet=True, is_brief=True)
     given = documents.parameters(pairs, with_file)
     body = documents.submission(target, parameters=given, start_node=start_node)
     return groups.run(_run(config, target, body, is_detached=detach, is_plain=plain, runtime=runtime))

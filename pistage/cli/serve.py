@@ -94,11 +94,18 @@ def stop_event() -> asyncio.Event:
     return stopped
 
 
-def start_logging(verbose: int, *, quiet: bool = False) -> None:
-    """Plain lines on stderr. `quiet` (a cluster inside a verb) shows warnings only, unless asked for more."""
+_FULL = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_BRIEF = "note: %(message)s"
+
+
+def start_logging(verbose: int, *, quiet: bool = False, is_brief: bool = False) -> None:
+    """Plain lines on stderr. `quiet` (a cluster inside a verb) shows warnings only, unless asked for more.
+
+    A verb that ends by itself and was not asked for more says a warning as it says everything else.
+    """
     base = logging.WARNING if quiet else logging.INFO
     level = [base, logging.INFO if quiet else logging.DEBUG, logging.DEBUG][min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=level, format=_BRIEF if is_brief and not verbose else _FULL)
     logging.getLogger("aiohttp.access").setLevel(logging.DEBUG if verbose > 1 else logging.WARNING)
     for library in ("asyncio", "aiosqlite", "aiodocker"):
         logging.getLogger(library).setLevel(logging.WARNING)

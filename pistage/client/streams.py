@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,8 +12,6 @@ from typing import Any, Final
 from pistage.client.answers import Chunk, Event, Selection
 from pistage.client.transport import BROKEN, Request, Transport
 from pistage.errors import Code, PistageError
-
-log = logging.getLogger(__name__)
 
 #: How long a stream waits for a master to come back before it gives up.
 RESUME_S: Final = 300.0
@@ -131,7 +128,7 @@ class _Resumption:
         if self._is_of_use or time.monotonic() - self._opened_at > _OF_USE_S:
             self._patience, self._is_of_use = self._transport.patience(RESUME_S), False
             if error is not None and not isinstance(error, TimeoutError):  # silence is no news
-                log.warning("the master went away in the middle of a stream; waiting for one to go on with")
+                self._transport.tell_of_loss()
         elif self._patience.is_over():
             reason = f": {str(error) or type(error).__name__}" if error else ""
             raise PistageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import time
@@ -19,6 +20,8 @@ import aiohttp
 from pistage import __version__
 from pistage.errors import Code, PistageError
 
+log = logging.getLogger(__name__)
+
 #: How long the first answer may take; a wrong address should be known soon.
 FIRST_PATIENCE_S: Final = 3.0
 #: How long a master that has answered before may be away (a restart, an election) before a request gives up.
@@ -27,6 +30,7 @@ PATIENCE_S: Final = 60.0
 SILENCE_S: Final = 45.0
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 2.0
 _CONNECT_S, _ANSWER_S = 5.0, 30.0
+_TELL_AGAIN_S = 5.0
 _REDIRECTS_MAX = 5
 _RETRIED = frozenset({429, 502, 503, 504})
 #: What a broken connection looks like, whenever it breaks.
@@ -79,6 +83,7 @@ class Transport:
         self._first_patience_s, self._patience_s = first_patience_s, patience_s
         self._session: aiohttp.ClientSession | None = None
         self._has_answered = False
+        self._told_at: float | None = None
 
     @property
     def server(self) -> str:
@@ -121,6 +126,13 @@ class Transport:
                 if patience.is_over():
                     raise self._unreachable(error) from None
                 await patience.pause()
+
+    def tell_of_loss(self) -> None:
+        """Say that a stream broke: once for all that break together."""
+        now = time.monotonic()
+        if self._told_at is None or now - self._told_at > _TELL_AGAIN_S:
+            log.warning("the master went away; waiting for one to go on with")
+        self._told_at = now
 
     def patience(self, seconds: float | None = None) -> Patience:
         """Fresh patience: short before the first answer ever, long after it."""

@@ -1,6 +1,7 @@
 """A run followed: plain lines off a terminal, the graph on one; job text is text in both."""
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -88,6 +89,20 @@ def test_a_last_line_without_a_newline_is_in_the_last_picture() -> None:
     screen.on_end(RUN)
     console.print(screen)
     assert "| last words" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_is_logged_meanwhile_stands_above_the_picture() -> None:
+    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+    handler = logging.StreamHandler(sys.stderr)
+    before = sys.stderr
+    logging.getLogger().addHandler(handler)
+    try:
+        with LiveScreen(Progress(RUN, PLAN), console):
+            logging.getLogger("pistage.client").warning("the master [red]went away")
+        assert handler.stream is before
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert "the master [red]went away\n" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_off_a_terminal_the_verdict_comes_after_the_last_words(capsys: pytest.CaptureFixture[str]) -> None:

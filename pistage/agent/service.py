@@ -156,6 +156,11 @@ class Agent:
             self._is_resumed = True
             self._runs |= set(welcome.live_runs)
             self._begin_chore(self._sweep(welcome.cluster_id))
+            return
+        # A release can be lost with the master that was to send it, or while this agent was away.
+        held = {entry.assign.run_id for entry in self._entries.values()}
+        for run_id in self._runs - held - set(welcome.live_runs):
+            self._begin_chore(self._release(run_id))
 
     async def received(self, message: ToAgent) -> None:
         """One message of the master's."""

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,13 +93,17 @@ class Replica:
         with (
             ThreadPoolExecutor(1, "log") as log_thread,
             ThreadPoolExecutor(1, "apply") as apply_thread,
+            ExitStack() as files,
         ):
             self._log_thread, self._apply_thread = log_thread, apply_thread
             loop = asyncio.get_running_loop()
             self._store = await loop.run_in_executor(log_thread, LogStore, self._data_dir / "raft.db")
+            # Closed by the thread that may still be at work in it, once it is through; leaving waits for that.
+            files.callback(log_thread.submit, self._store.close)
             state_dir = self._data_dir / "state" / "1"
             state_dir.mkdir(parents=True, exist_ok=True)
             self._state = await loop.run_in_executor(apply_thread, State, state_dir / "state.db")
+            files.callback(apply_thread.submit, self._state.close)
             await self._replay()
             self.reader = Reader(self._state.path)
             await self.reader.open()
@@ -109,8 +113,6 @@ class Replica:
             finally:
                 self._refuse_rest()
                 await self.reader.close()
-                self._state.close()
-                self._store.close()
 
     async def _replay(self) -> None:
         loop = asyncio.get_running_loop()

@@ -64,6 +64,26 @@ async def test_a_master_that_goes_is_found_again_with_the_attempts_that_went_on(
     assert master.end_of(assign) is None
 
 
+async def test_a_release_that_was_missed_is_made_up_for_at_the_next_session(
+    master: FakeMaster, start_agent: StartAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await start_agent()
+    released: list[str] = []
+
+    async def release(run_id: str) -> None:
+        released.append(run_id)
+
+    monkeypatch.setattr(agent._runtime, "release", release)
+    over = await master.assign(task(script("true")))
+    await master.finished(over)
+    going = await master.assign(task(script("while [ ! -e /tmp/go ]; do sleep 0.05; done")))
+    await master.until(lambda: master.heard_of(going))
+    master.live_runs = [going.run_id]
+    await master.hang_up()
+    await master.until(lambda: bool(released))
+    assert released == [over.run_id]
+
+
 async def test_masters_are_tried_in_turn(master: FakeMaster, start_agent: StartAgent) -> None:
     await start_agent(masters=("http://127.0.0.1:9", master.url))
     assert (await master.run(task(script("true")))).result.state is State.SUCCEEDED

@@ -81,6 +81,7 @@ class Checker:
             if node.leadership is not None:
                 raise Violation("I2", f"{host.name} leads and truncates at {persist.truncate_from}")
             self.world.count("truncation")
+            self._config_in_force(host, node)
         for entry in persist.entries:
             prev_term = node.log.term_of(entry.index - 1)
             known = self.entries.setdefault(
@@ -90,6 +91,12 @@ class Checker:
                 raise Violation("I3", f"{host.name} has another entry at {entry.index} of term {entry.term}")
             if entry.kind is raft.Kind.CONFIG and node.leadership is not None:
                 self._config(host, node, entry)
+
+    def _config_in_force(self, host: Host, node: raft.Node) -> None:
+        log = node.log
+        kept = [entry for entry in log.entries(log.base.index + 1, log.last_index) if entry.kind is raft.Kind.CONFIG]
+        if log.config != (raft.Config.decode(kept[-1].payload) if kept else log.base.config):
+            raise Violation("I11", f"{host.name} goes by a membership that is not in its log")
 
     def _config(self, host: Host, node: raft.Node, entry: raft.Entry) -> None:
         earlier = [old for old in node.log.entries(node.log.base.index + 1, entry.index - 1) if old.kind is entry.kind]
@@ -111,6 +118,9 @@ class Checker:
         me = (host.name, host.starts)
         if self.leaders.setdefault(node.term, me) != me:
             raise Violation("I1", f"term {node.term} has two leaders, {self.leaders[node.term]} and {me}")
+        granted = {voter for voter in node.log.config.voters if self.votes.get((voter, node.term)) == host.name}
+        if not node.log.config.is_quorum(granted | {host.name}):
+            raise Violation("I1", f"{host.name} leads term {node.term} with the votes of {sorted(granted)}")
         # A late winner of an older term owes nothing to what a newer one has committed.
         last = bisect_left(self.committed_in, node.term) - 1
         if node.log.base.index <= last and node.log.term_of(last) != self.committed[last]:
@@ -130,6 +140,8 @@ class Checker:
                 self.world.count("commit")
                 if index == node.commit:
                     self._quorum(host, node, index, term)
+        if node.leadership is not None and not node.is_voter and log.config_index <= node.commit:
+            raise Violation("I11", f"{host.name} leads on although its removal is committed")
 
     def _quorum(self, host: Host, node: raft.Node, index: int, term: int) -> None:
         holders = {name for name, other in self.world.hosts.items() if other.disk.holds(index, term)}

@@ -53,10 +53,10 @@ class Client:
         self.number += 1
         self.world.at(self.world.rng.randint(1, TICK), self._next)
 
-    def _host(self) -> Host:
+    def _host(self, *, leader_chance: float) -> Host:
         hosts = list(self.world.hosts.values())
         leaders = [host for host in hosts if host.node is not None and host.node.leadership is not None]
-        return self.world.rng.choice(leaders if leaders and self.world.rng.random() < 0.7 else hosts)
+        return self.world.rng.choice(leaders if leaders and self.world.rng.random() < leader_chance else hosts)
 
     # --- writes -----------------------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ class Client:
         self.attempt += 1
         operation = self.operation
         payload = f"{operation.value} {operation.key} {operation.value}".encode()
-        host = self._host()
+        host = self._host(leader_chance=0.7)
         if host.node is not None:
             batch = (payload,) * (2 if self.world.rng.random() < 0.1 else 1)
 
@@ -90,7 +90,7 @@ class Client:
     # --- reads ---------------------------------------------------------------------------------------------------
 
     def _read(self, number: int) -> None:
-        host = self._host()
+        host = self._host(leader_chance=0.3)
 
         def served(index: int) -> None:
             if number == self.number:

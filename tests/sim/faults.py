@@ -22,6 +22,7 @@ class Mix:
     duplicate: float = 0.0
     delay: float = 0.0
     crash_points: float = 0.0
+    strand: float = 0.0  # a leader loses most of the others, or its life, soon after it has won
 
     crash: float = 0.0
     pause: float = 0.0
@@ -36,7 +37,8 @@ class Mix:
     checkpoint: float = 0.0
 
 
-NEMESIS = tuple(field.name for field in fields(Mix))[4:]
+CHANCES = ("drop", "duplicate", "delay", "crash_points", "strand")
+NEMESIS = tuple(field.name for field in fields(Mix) if field.name not in CHANCES)
 OFTEN = {"membership", "checkpoint", "cut"}  # of these much is asked and little comes about
 
 
@@ -51,6 +53,7 @@ def mix_of(rng: Random) -> Mix:
         duplicate=maybe(0.2),
         delay=maybe(0.2),
         crash_points=maybe(0.02),
+        strand=rng.choice((0.0, 0.5, 1.0)),
         **{name: maybe(3.0 if name in OFTEN else 1.0) for name in NEMESIS},
     )
     return replace(mix, checkpoint=mix.checkpoint or rng.choice((0.0, 0.5)))
@@ -65,19 +68,38 @@ class Nemesis:
         self.deeds: list[str] = []
         self.weights = [getattr(world.mix, name) for name in NEMESIS]
         if any(self.weights):
-            self.pace = self.rng.choice((2, 5, 12, 25)) * TICK
+            self.pace = self.rng.choice((1, 2, 5, 12)) * TICK
             world.at(self.rng.randrange(self.pace), self._act)
 
+    def won(self, winner: Host) -> None:
+        """A leader with entries that hardly anybody has is what figure 8 is made of."""
+        if self.world.is_faulty and self.rng.random() < self.world.mix.strand:
+            self.world.at(self.rng.randint(0, self.rng.choice((TICK // 10, 3 * TICK))), self._do, "strand", winner)
+
     def _act(self) -> None:
-        if not self.world.is_faulty:
-            return
-        (kind,) = self.rng.choices(NEMESIS, self.weights)
+        if self.world.is_faulty:
+            (kind,) = self.rng.choices(NEMESIS, self.weights)
+            self._do(kind)
+            self.world.at(1 + int(self.rng.expovariate(1) * self.pace), self._act)
+
+    def _do(self, kind: str, *arguments: Host) -> None:
         rng, number = Random(self.rng.random()), len(self.deeds)
         self.deeds.append(kind)
-        if number not in self.skip:
+        if self.world.is_faulty and number not in self.skip:
             self.world.count(kind)
-            getattr(self, f"_{kind}")(rng)
-        self.world.at(1 + int(self.rng.expovariate(1) * self.pace), self._act)
+            getattr(self, f"_{kind}")(rng, *arguments)
+
+    def _strand(self, rng: Random, winner: Host) -> None:
+        others = [name for name in self.world.hosts if name != winner.name]
+        rng.shuffle(others)
+        split = rng.randint(0, max(0, len(others) // 2 - 1))
+        if rng.random() < 0.3:
+            winner.crash(is_power_loss=rng.random() < 0.5)
+        else:
+            self.world.cut = frozenset(_both([winner.name, *others[:split]], others[split:]))
+            self.world.at(
+                rng.randint(1, 4 * self.world.settings.election_ticks) * TICK, self.world.set_cut, frozenset()
+            )
 
     def _victim(self, rng: Random) -> Host:
         """Leaders are worth more."""
@@ -155,7 +177,7 @@ class Nemesis:
             elif len(config.members) < 5 and rng.random() < 0.6:
                 kind, name = raft.ChangeKind.ADD_LEARNER, self.world.new_host()
             else:
-                kind, name = raft.ChangeKind.REMOVE, rng.choice(config.members)
+                kind, name = raft.ChangeKind.REMOVE, rng.choice((*config.members, host.name, host.name))
             change = raft.Change(kind=kind, node_id=name)
             host.step(raft.Conf(token=self.world.new_token(), change=change))
 

@@ -116,8 +116,8 @@ class Host:
                 case raft.Fatal():
                     self.world.checker.fatal(self, action)
                     self.crash()
-                case raft.Role():
-                    pass
+                case raft.Role(role=raft.RoleName.LEADER):
+                    self.world.nemesis.won(self)
 
     def _tick(self, start: int) -> None:
         if self.node is None or start != self.starts:

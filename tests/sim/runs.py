@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from tests.sim.checker import Violation
 from tests.sim.clients import KEYS
-from tests.sim.faults import Mix
+from tests.sim.faults import CHANCES, Mix
 from tests.sim.linearizable import is_linearizable
+from tests.sim.machine import Registers
+from tests.sim.sqlite_machine import SqliteMachine
 from tests.sim.world import World
 
 HISTORY_OPERATIONS_MAX = 60  # of one key: the search must not take longer than the run
@@ -48,7 +50,7 @@ def run(seeds: Iterable[int], events_max: int, *, failures_max: int = 1) -> Repo
     """Run seeds until so many have failed."""
     report = Report()
     for seed in seeds:
-        world = World(seed)
+        world = world_of(seed)
         failure = failure_of(world, events_max)
         report.seeds += 1
         report.events += world.events
@@ -60,6 +62,11 @@ def run(seeds: Iterable[int], events_max: int, *, failures_max: int = 1) -> Repo
     return report
 
 
+def world_of(seed: int, mix: Mix | None = None, skip: frozenset[int] = frozenset()) -> World:
+    """One seed in ten runs the real state machine."""
+    return World(seed, mix=mix, skip=skip, machine=SqliteMachine if seed % 10 == 9 else Registers)
+
+
 def failure_of(world: World, events_max: int) -> Failure | None:
     """Run one world to its end; whatever the core raises is a failure, too."""
     try:
@@ -68,6 +75,7 @@ def failure_of(world: World, events_max: int) -> Failure | None:
             history = [operation for operation in world.history if operation.key == key]
             if not is_linearizable(history[:HISTORY_OPERATIONS_MAX]):
                 raise Violation("linearizability", f"no order explains what clients saw of {key}")
+        _compare_tables(world)
     except Violation as violation:
         return Failure(world.seed, events_max, violation.invariant, str(violation).partition(": ")[2])
     except Exception as error:
@@ -75,35 +83,68 @@ def failure_of(world: World, events_max: int) -> Failure | None:
     return None
 
 
-def shrink(seed: int, events_max: int) -> tuple[Mix, frozenset[int], int, Failure]:
-    """Leave out kinds of faults, deeds of the nemesis and events, as long as the same invariant falls."""
-    world = World(seed)
+def _compare_tables(world: World) -> None:
+    machines = [host.machine for host in world.members_within_reach()]
+    tables = {machine.contents() for machine in machines if isinstance(machine, SqliteMachine)}
+    if len(tables) > 1:
+        raise Violation("I5", "equal digests, and tables that differ")
+    if tables:
+        world.count("seed on SQLite")
+
+
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """The least that still fails."""
+
+    failure: Failure
+    mix: Mix
+    skip: frozenset[int]
+    deeds: tuple[str, ...]  # of the nemesis, that are left
+    events_max: int
+
+    def __str__(self) -> str:
+        again = (
+            f"World({self.failure.seed}, mix={self.mix}, skip=frozenset({sorted(self.skip)})).run({self.events_max})"
+        )
+        return f"{self.failure}\n  least: {len(self.deeds)} deeds {self.deeds}, {self.events_max} events\n  {again}"
+
+
+def shrink(seed: int, events_max: int) -> Shrunk:
+    """Leave out chances, deeds of the nemesis and events, as long as the same invariant falls."""
+    world = world_of(seed)
     failure = failure_of(world, events_max)
     if failure is None:
         raise ValueError(f"seed {seed} does not fail within {events_max} events")
-    mix, skip, events = world.mix, frozenset[int](), min(events_max, world.events)
 
     def still_fails(mix: Mix, skip: frozenset[int], events: int) -> bool:
-        again = failure_of(World(seed, mix=mix, skip=skip), events)
+        again = failure_of(world_of(seed, mix, skip), events)
         return again is not None and again.invariant == failure.invariant
 
-    for name in [each.name for each in fields(Mix)][:4]:
-        if getattr(mix, name) and still_fails(without := replace(mix, **{name: 0.0}), skip, events_max):
+    mix, events = world.mix, events_max
+    for name in CHANCES:
+        if getattr(mix, name) and still_fails(without := replace(mix, **{name: 0.0}), frozenset(), events):
             mix = without
-    deeds = list(range(len(world.nemesis.deeds)))
-    size = max(1, len(deeds) // 2)
-    while deeds:
-        chunks = [frozenset(deeds[n : n + size]) for n in range(0, len(deeds), size)]
-        for chunk in chunks:
-            if still_fails(mix, skip | chunk, events_max):
-                skip |= chunk
-        deeds = [deed for deed in deeds if deed not in skip]
-        if size == 1:
-            break
-        size = max(1, size // 2)
-    step = max(1, events // 2)
-    while step >= 10:
+    last = world_of(seed, mix)
+    failure_of(last, events)
+    skip = _fewest(len(last.nemesis.deeds), lambda skip: still_fails(mix, skip, events))
+    for step in (1_000, 300, 100, 30, 10):
         while events > step and still_fails(mix, skip, events - step):
             events -= step
-        step //= 2
-    return mix, skip, events, failure
+    last = world_of(seed, mix, skip)
+    found = failure_of(last, events)
+    left = tuple(deed for number, deed in enumerate(last.nemesis.deeds) if number not in skip)
+    return Shrunk(found or failure, mix, skip, left, events)
+
+
+def _fewest(count: int, still_fails: Callable[[frozenset[int]], bool]) -> frozenset[int]:
+    """Which of so many deeds can be left out, halves first (delta debugging)."""
+    skip: frozenset[int] = frozenset()
+    size = count
+    while size > 1:
+        size = (size + 1) // 2
+        left = [deed for deed in range(count) if deed not in skip]
+        for start in range(0, len(left), size):
+            without = skip | frozenset(left[start : start + size])
+            if still_fails(without):
+                skip = without
+    return skip

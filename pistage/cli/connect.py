@@ -7,12 +7,12 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pistage.cli import embedded
-from pistage.cli.home import POLL_S, Home
+from pistage.cli import embedded, groups
+from pistage.cli.home import POLL_S, Endpoint, Home
 from pistage.cli.output import say
 from pistage.client import Client
 from pistage.config import ClientConfig, Config, read_token
@@ -20,6 +20,8 @@ from pistage.errors import Code, PistageError
 
 #: Guests that need no longer than this to read the end are not worth a word.
 _QUIET_S: Final = 1.0
+#: How often a guest looks whether its owner is still there.
+_OWNER_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class Connection:
 
     client: Client
     is_embedded: bool = False
+    orphaned: asyncio.Event = field(default_factory=asyncio.Event)  # the verb that was the cluster has ended
 
 
 @asynccontextmanager
@@ -62,10 +65,15 @@ async def connect(
                 yield await _owned(stack, home, needs_agent=needs_agent, runtime=runtime)
                 return
             endpoint = await home.endpoint(needs_agent=needs_agent)
-            if endpoint is not None and stack.enter_context(home.guest_lock()) and home.is_owned_at(endpoint):
+            guest = stack.enter_context(ExitStack())
+            if endpoint is not None and guest.enter_context(home.guest_lock()) and home.is_owned_at(endpoint):
                 token = _read(endpoint.token_file) or settings.token
                 client = await stack.enter_async_context(Client((endpoint.url,), token))
-                yield Connection(client=client)
+                connection = Connection(client=client)
+                async with groups.one_error(), asyncio.TaskGroup() as group:
+                    watch = group.create_task(_watch_owner(home, endpoint, guest, connection))
+                    yield connection
+                    watch.cancel()
                 return
         await asyncio.sleep(POLL_S)  # the owner has left, or is about to
 
@@ -124,6 +132,15 @@ async def _wait_for_guests(leaving: ExitStack, home: Home) -> None:
             say("waiting for another pistage that looks at this cluster (Ctrl-C leaves)")
         await asyncio.sleep(POLL_S)
     leaving.callback(os.close, fd)
+
+
+async def _watch_owner(home: Home, endpoint: Endpoint, guest: ExitStack, connection: Connection) -> None:
+    """A guest without an owner is none: the next owner need not wait for it. A `dev` may come back, no verb will."""
+    while home.is_owned_at(endpoint):  # noqa: ASYNC110 - another process owns it
+        await asyncio.sleep(_OWNER_S)
+    guest.close()
+    if not endpoint.is_lasting:
+        connection.orphaned.set()
 
 
 def _read(file: str) -> str | None:

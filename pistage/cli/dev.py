@@ -66,7 +66,9 @@ async def _dev(
     async with AsyncExitStack() as stack:
         await _own(stack, home)
         choice = await embedded.choose_runtime(runtime, may_wait=True)
-        cluster = await stack.enter_async_context(embedded.cluster(home, choice=choice, listen=listen, token=given))
+        cluster = await stack.enter_async_context(
+            embedded.cluster(home, choice=choice, listen=listen, token=given, is_lasting=True)
+        )
         _greet(home, cluster, choice, is_demo=has_demo)
         client = await stack.enter_async_context(Client((cluster.url,), cluster.token))
         if has_demo:

@@ -37,7 +37,7 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(
-    home: Home, *, choice: Choice | None, listen: str = EPHEMERAL, token: str | None = None
+    home: Home, *, choice: Choice | None, listen: str = EPHEMERAL, token: str | None = None, is_lasting: bool = False
 ) -> AsyncIterator[Cluster]:
     """A cluster on `home`, whose lock the caller holds; without a `choice` of runtime there is no agent."""
     from pistage.master.service import Master
@@ -46,7 +46,11 @@ async def cluster(
     settings = MasterConfig(data_dir=home.master_dir, listen=listen)
     async with Master(settings, token=known) as master:
         endpoint = Endpoint(
-            url=master.url, pid=os.getpid(), token_file=str(home.token_file), has_agent=choice is not None
+            url=master.url,
+            pid=os.getpid(),
+            token_file=str(home.token_file),
+            has_agent=choice is not None,
+            is_lasting=is_lasting,
         )
         async with _agent(home, master.url, known, choice):
             home.publish(endpoint)

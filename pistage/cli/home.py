@@ -28,6 +28,7 @@ class Endpoint:
     pid: int
     token_file: str
     has_agent: bool
+    is_lasting: bool = False  # a `dev`, which may come back at its address
 
 
 class Home:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -133,6 +134,12 @@ def _explained(error: BaseException) -> int:
         case PistageError():
             _show(error)
             code = error.exit_code
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO):  # what is ours to write says so itself
+            full = PistageError(
+                Code.STORAGE, f"cannot write the output: {error.strerror}", hint="make room where it is written to"
+            )
+            _show(full)
+            code = full.exit_code
         case KeyboardInterrupt() | click.Abort():
             click.echo("interrupted", err=True)
             code = INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,20 +91,33 @@ async def _run(
 
 async def followed(connection: Connection, run: Run, *, is_plain: bool) -> Run:
     """Follow to the end. Interrupted, it says how to look again; an embedded run is cancelled first."""
+    title = f"{run['name']}#{run['number']}"
     try:
-        return await follow.follow(connection.client, run, is_plain=is_plain, is_alone=connection.is_embedded)
+        async with groups.one_error(), asyncio.TaskGroup() as group:
+            watch = group.create_task(_end_orphaned(connection, title))
+            ended = await follow.follow(connection.client, run, is_plain=is_plain, is_alone=connection.is_embedded)
+            watch.cancel()
+        return ended
     except PistageError as error:
         if error.code is Code.UNPLACEABLE:
             await _cancel(connection.client, run)
         raise
     except asyncio.CancelledError:
-        title = f"{run['name']}#{run['number']}"
         if connection.is_embedded:
             output.say(f"interrupted: cancelling {title}, whose cluster is this process (again: leave at once)")
             await _cancel(connection.client, run)
         else:
             output.say(f"detached: the run goes on; look again with: pistage watch '{title}'")
         raise
+
+
+async def _end_orphaned(connection: Connection, title: str) -> None:
+    await connection.orphaned.wait()
+    raise PistageError(
+        Code.UNAVAILABLE,
+        f"the pistage that was the cluster of {title} has ended before it",
+        hint=f"go on with: pistage watch {shlex.quote(title)}",
+    )
 
 
 async def _cancel(client: Client, run: Run) -> None:

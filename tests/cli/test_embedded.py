@@ -264,3 +264,33 @@ def test_the_first_line_of_the_demo_is_there_in_under_three_seconds(shell: Shell
     dev.communicate(timeout=60)
     assert dev.returncode == 0
     assert took < 30  # generous where tests share a machine
+
+
+def test_a_guest_whose_cluster_is_interrupted_says_how_to_go_on_and_holds_nobody_up(shell: Shell) -> None:
+    first = shell.start("run", "--runtime", "host", shell.held())
+    wait_for(first, "step main")
+    second = shell.start("run", shell.held("other.yaml"))
+    wait_for(second, "step main")
+    first.send_signal(signal.SIGINT)
+    _, err = second.communicate(timeout=20)
+    assert second.returncode == 7
+    assert b"has ended before it" in err
+    assert b"pistage watch 'Held#2'" in err
+    assert first.wait(20) == 130
+    assert json.loads(shell("ps", "--limit", "1", "-o", "json").stdout)[0]["state"] == "running"
+
+
+def test_a_full_disk_under_stdout_is_no_bug_of_ours(shell: Shell) -> None:
+    shell("run", "--runtime", "host", shell.file("demo.yaml", DEMO))
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pistage", "ps"],
+            env=shell.env,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert b"error: cannot write the output: No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.returncode not in {0, 70}

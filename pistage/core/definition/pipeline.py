@@ -170,6 +170,13 @@ def _schedule(root: MapNode, page: Page) -> Schedule | None:
         parse_cron(cron)
     except CronError as error:
         page.error(root.entries["crontab"], "bad-cron", error.message, error.hint)
+    else:
+        page.warn(
+            root.entries["crontab"],
+            "not-yet",
+            "the crontab is read and checked, but nothing is started by it yet",
+            "until then, start the pipeline by hand or from a scheduler of your own",
+        )
     return Schedule(cron=cron, timezone=zone, is_once=is_once)
 
 

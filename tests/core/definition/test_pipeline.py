@@ -220,6 +220,11 @@ def test_j9_a_fault_of_syntax_does_not_show_what_follows_it() -> None:
         assert SECRET not in str(refused(text))
 
 
+def test_j10_a_crontab_that_does_not_fire_yet_is_said() -> None:
+    document = pipeline(task(), crontab="@daily")
+    assert [finding.code for finding in lint(document, actions=None).findings] == ["not-yet"]
+
+
 def test_j10_a_crontab_makes_a_schedule() -> None:
     assert plan_of(pipeline(task(), crontab="30 2 * * *")).schedule == Schedule(cron="30 2 * * *")
     schedule = plan_of(pipeline(task(), crontab="@daily", runOnce=True, timezone="Asia/Shanghai")).schedule

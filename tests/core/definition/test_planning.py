@@ -96,7 +96,7 @@ def test_p19_every_predefined_action_lints_clean_and_needs_only_what_must_be_giv
 def test_every_example_plans(name: str) -> None:
     actions = predefined_actions() | seed_actions()
     result = planned(example(name), actions, {"repo": "git@example.com:a/b.git"} if name == "seed-clone-repo" else {})
-    assert all(finding.code == "deeper-keys" for finding in result.findings)
+    assert all(finding.code in {"deeper-keys", "not-yet"} for finding in result.findings)
 
 
 def test_the_demo_is_a_small_graph_that_needs_no_image_of_its_own() -> None:

@@ -2347,14 +2347,14 @@ WRONG = (
     ),
     Wrong(
         "timezone_unknown",
-        '{"name": "a", "crontab": "@daily", "timezone": "Mars/Olympus", "pipelineTasks": [{"name": "t", "steps": [{"image": "a"}]}]}',
+        '{"name": "a", "timezone": "Mars/Olympus", "pipelineTasks": [{"name": "t", "steps": [{"image": "a"}]}]}',
         (
             (
                 "error",
                 "bad-timezone",
                 None,
                 1,
-                48,
+                27,
                 "timezone",
                 "there is no time zone 'Mars/Olympus'",
                 "write it as in the IANA database: Europe/Berlin, Asia/Shanghai, UTC",

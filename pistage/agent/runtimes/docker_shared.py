@@ -289,7 +289,9 @@ class ExecProcess:
         if known is None or known["State"]["Status"] != "running":
             raise ExecutionError(FailureClass.LOST, "its container ended under it")
         if state == 3:
-            reason = "the command could not be started in its container: is there a /bin/sh, and room on its disk?"
+            reason = (
+                "the command could not be started in its container: its output says why, else there is no /bin/sh in it"
+            )
             raise ExecutionError(FailureClass.FAILURE, reason, exit_code=_NO_SPOOL)
         return 137
 

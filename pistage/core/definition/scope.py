@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from math import isfinite
 
 from pistage.core import limits
@@ -203,6 +204,8 @@ class Renderer:
         )
         if missing and missing[0][:1].isupper():
             hint = f"{hint}; around braces meant for a command write {{% raw %}}…{{% endraw %}}"
+        if missing and (near := get_close_matches(missing[0], sorted(scope.entries), n=1, cutoff=0.75)):
+            hint = f"{hint}; '{near[0]}' is given: was '{missing[0]}' meant?"
         note = page.error if self.is_strict else page.warn
         note(node, "missing-parameter", f"{subject}; {known}", hint)
         return unknown

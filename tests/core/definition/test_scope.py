@@ -139,6 +139,13 @@ def test_a_given_null_is_absent() -> None:
     assert x_of(ROOT, x=None) == ("echo definition", "with of the definition")
 
 
+def test_a_parameter_given_under_a_name_that_is_nearly_right_is_pointed_out() -> None:
+    action = {"Fetch": "name: Fetch\nimage: a\nrun: get {{ .repository }}\n"}
+    caller = "name: a\nuses: {main: [{dep: Fetch, with: {repositry: x}}]}"
+    (finding,) = refused(caller, action)
+    assert str(finding["hint"]).endswith("'repositry' is given: was 'repository' meant?")
+
+
 def test_missing_parameters_are_all_told_with_those_that_are_known() -> None:
     text = "name: a\nimage: '{{ .image }}'\nrun: echo {{ .b }} {{ .c }}\nwith: {x: 1, y: 2}\n"
     assert [finding["message"] for finding in refused(text)] == [

@@ -21,7 +21,7 @@ def main() -> int:
     table = verbs.add_parser("mutants")
     table.add_argument("names", nargs="*", metavar="NAME", help="all unless named")
     table.add_argument("--seeds", type=int, default=500)
-    table.add_argument("--events", type=int, default=2_000)
+    table.add_argument("--events", type=int, default=5_000)
     options = parser.parse_args()
     if options.verb == "mutants":
         return _table(options.names or list(mutants.BY_NAME), options.seeds, options.events)

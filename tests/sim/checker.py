@@ -128,6 +128,9 @@ class Checker:
 
     def _commit(self, host: Host, node: raft.Node, commit: int) -> None:
         log = node.log
+        if node.leadership is not None and log.term_at(node.commit) != node.term:
+            # §5.4.2 by its letter: what comes of breaking it (figure 8, I4) takes about a thousand seeds to come about.
+            raise Violation("I6", f"{host.name} commits {node.commit} of an older term by counting")
         for index in range(max(commit, log.base.index) + 1, node.commit + 1):
             term = log.term_at(index)
             if index < len(self.committed):

@@ -90,7 +90,7 @@ class Client:
     # --- reads ---------------------------------------------------------------------------------------------------
 
     def _read(self, number: int) -> None:
-        host = self._host(leader_chance=0.3)
+        host = self._host(leader_chance=0.5)
 
         def served(index: int) -> None:
             if number == self.number:

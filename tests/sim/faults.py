@@ -72,9 +72,13 @@ class Nemesis:
             world.at(self.rng.randrange(self.pace), self._act)
 
     def won(self, winner: Host) -> None:
-        """A leader with entries that hardly anybody has is what figure 8 is made of."""
+        """A leader whose entries hardly anybody has is what figure 8 is made of: stop it at once, or a little later."""
         if self.world.is_faulty and self.rng.random() < self.world.mix.strand:
-            self.world.at(self.rng.randint(0, self.rng.choice((TICK // 10, 3 * TICK))), self._do, "strand", winner)
+            assert winner.node is not None
+            log, commit = winner.node.log, winner.node.commit
+            has_older = commit < log.last_index and log.term_of(commit + 1) != winner.node.term
+            wait = self.rng.randint(TICK // 2, 3 * TICK) if has_older else self.rng.randint(0, TICK // 2)
+            self.world.at(wait, self._do, "strand", winner)
 
     def _act(self) -> None:
         if self.world.is_faulty:

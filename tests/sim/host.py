@@ -135,7 +135,7 @@ class Host:
             return
         self.batch = list(self.queue)
         self.queue.clear()
-        wait = self.world.rng.randint(1, 30)
+        wait = self.world.rng.randint(1, self.world.disk_wait_max)
         if self.world.now < self.slow_until:
             wait *= self.world.rng.randint(5, 60)
         self.world.at(wait, self._synced, self.starts)

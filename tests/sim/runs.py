@@ -14,7 +14,7 @@ from tests.sim.machine import Registers
 from tests.sim.sqlite_machine import SqliteMachine
 from tests.sim.world import World
 
-HISTORY_OPERATIONS_MAX = 60  # of one key: the search must not take longer than the run
+HISTORY_OPERATIONS_MAX = 200  # of one key: the search must not take longer than the run
 
 
 @dataclass(slots=True)

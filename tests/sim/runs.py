@@ -131,9 +131,9 @@ def shrink(seed: int, events_max: int) -> Shrunk:
         while events > step and still_fails(mix, skip, events - step):
             events -= step
     last = world_of(seed, mix, skip)
-    found = failure_of(last, events)
+    failure_of(last, events)
     left = tuple(deed for number, deed in enumerate(last.nemesis.deeds) if number not in skip)
-    return Shrunk(found or failure, mix, skip, left, events)
+    return Shrunk(failure, mix, skip, left, events)
 
 
 def _fewest(count: int, still_fails: Callable[[frozenset[int]], bool]) -> frozenset[int]:

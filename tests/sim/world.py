@@ -188,15 +188,19 @@ class World:
             client.is_stopped = True
         self._is_written = False
         self._ask_for_a_write()
-        while not (self._is_written and self._is_settled()):
-            if self.now > deadline:
-                raise Violation("liveness", f"no progress after healing: {self._summary()}")
-            self._run_one()
+        self._settle(deadline)
         self._run_for(CALM_TICKS)  # a deaf leader may have got the write through before it noticed
         elections = self.counts["election won"]
         self._run_for(CALM_TICKS)
         if self.counts["election won"] > elections:
             raise Violation("stability", f"a leader was deposed although nothing was wrong: {self._summary()}")
+        self._settle(self.now + CALM_TICKS * TICK)  # a client may have repeated its last write just now
+
+    def _settle(self, deadline: int) -> None:
+        while not (self._is_written and self._is_settled()):
+            if self.now > deadline:
+                raise Violation("liveness", f"no progress after healing: {self._summary()}")
+            self._run_one()
 
     def _run_for(self, ticks: int) -> None:
         until = self.now + ticks * TICK

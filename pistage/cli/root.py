@@ -112,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _leave_pipe()
+    except OSError as error:
+        # What was printed last meets the full disk only now, or again: some Pythons keep it and flush it at the exit.
+        code = code or _explained(error)
+        _abandon_stdout()
     sys.exit(code)
 
 
@@ -166,4 +170,8 @@ def _show(error: PistageError) -> None:
 
 def _leave_pipe() -> None:
     """Nobody reads stdout any more: point it elsewhere, or the interpreter complains when it flushes at exit."""
+    _abandon_stdout()
+
+
+def _abandon_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
 """A limit on everything, in one table, each with its reason.
 
-A limit that an operator may want to move is a configuration key whose default is taken from here.
+A limit that an operator may move is a configuration key instead, with its default and reason in `config`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ RETRY_MAX: Final = 100
 STEP_RETRY_MAX: Final = 100
 RETRY_FAILURE_DEFAULT: Final = 1  # the seed promises an automatic retry
 RETRY_INFRASTRUCTURE_DEFAULT: Final = 3
-STOP_GRACE_S: Final = 10.0  # between the stop signal and the kill, as `docker stop`
-PULL_TIMEOUT_S: Final = 1_800
 SERVICE_READY_TIMEOUT_S: Final = 120
 PIDS_MAX: Final = 16_384  # a fork bomb in a step must not take the machine with it
 REASON_CHARS_MAX: Final = 2_000
@@ -52,17 +50,13 @@ SSE_HEARTBEAT_S: Final = 15.0
 FRAME_BYTES_MAX: Final = 256 * KIB
 FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company
 OUTBOX_BYTES_MAX: Final = 16 * MIB  # full means: stop reading the engine, never drop
-LOG_READ_BYTES_MAX: Final = 1 * MIB  # one answer of the reading API that is not a stream
 
 # --- the session between agent and master ------------------------------------------------------------------
 SESSION_MESSAGE_BYTES_MAX: Final = 8 * MIB
-HEARTBEAT_INTERVAL_S: Final = 2.0
-LEASE_S: Final = 20.0  # an agent not heard of for this long is lost
 SLOTS_DEFAULT_PER_CPU: Final = 4
 REPORT_BATCH_MAX: Final = 256
 
 # --- the replicated log ----------------------------------------------------------------------------------
-APPEND_BYTES_MAX: Final = 1 * MIB
 UNCOMMITTED_BYTES_MAX: Final = 64 * MIB  # then 503 with Retry-After
 APPLY_BATCH_MAX: Final = 256
 LOG_ENTRIES_KEPT: Final = 10_000  # behind the last checkpoint of the state

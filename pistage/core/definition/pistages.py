@@ -75,10 +75,6 @@ class Definition:
     settings: MapNode
     node_count: int
 
-    def group_of(self, name: str) -> GroupSource | None:
-        """The group called `name`."""
-        return next((group for group in self.groups if group.name == name), None)
-
 
 def parse_pistages(root: MapNode, page: Page) -> Definition | None:
     """The definition in a document; None after an error that leaves nothing to plan."""

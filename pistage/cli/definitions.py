@@ -75,13 +75,7 @@ def _print_lint(report: Mapping[str, Any]) -> None:
 
 @click.command("plan", short_help="Show what would run: tasks, steps, images, commands.")
 @click.argument("target", metavar="FILE|ACTION")
-@click.option("--with", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
-@click.option(
-    "--with-file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Parameters from a YAML or JSON file.",
-)
-@click.option("--from", "start_node", metavar="TASK", help="Start at this task; what it needs is skipped.")
+@options.submission_options
 @click.option("--actions", type=_DIRECTORY, metavar="DIR", help="Look actions up here, not in a cluster.")
 @output.format_option("table", "json", "yaml", "name")
 @options.client_options

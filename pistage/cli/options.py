@@ -83,3 +83,19 @@ def _option(key: str, field: Any, description: str) -> Decorator:
     kind = click.Choice(choices) if choices else click.STRING
     metavar = None if choices else "VALUE"
     return click.option(flag, key, type=kind, default=None, metavar=metavar, help=description)
+
+
+def submission_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `run` and `plan` take with a definition: `pairs` and `with_file` of parameters, and `start_node`."""
+    given = (
+        click.option("--with", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated."),
+        click.option(
+            "--with-file",
+            type=click.Path(path_type=Path, dir_okay=False, exists=True),
+            help="Parameters from a YAML or JSON file.",
+        ),
+        click.option("--from", "start_node", metavar="TASK", help="Start at this task; what it needs is skipped."),
+    )
+    for option in reversed(given):
+        function = option(function)
+    return function

@@ -22,13 +22,7 @@ _CANCEL_S = 30.0
 
 @click.command("run", short_help="Run a definition or a registered action and follow it.")
 @click.argument("target", metavar="FILE|ACTION")
-@click.option("--with", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
-@click.option(
-    "--with-file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Parameters from a YAML or JSON file.",
-)
-@click.option("--from", "start_node", metavar="TASK", help="Start at this task; what it needs is skipped.")
+@options.submission_options
 @click.option("--detach", is_flag=True, help="Print the run's id and leave; needs a server or a `dev`.")
 @click.option("--plain", is_flag=True, help="Plain lines, also on a terminal.")
 @click.option(

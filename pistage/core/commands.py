@@ -7,12 +7,16 @@ A command is never changed in meaning once released; a new meaning is a new kind
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Discriminator
 
 from pistage.core.model import AgentInfo, Instant, Result, State, StreamEnd
 from pistage.core.plan import Plan
+
+#: The newest version of this file's commands. A leader proposes nothing that is newer than the cluster's version,
+#: which is raised once every master knows it: a master that meets a command it does not know has to stop.
+VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +26,27 @@ class FoundCluster:
     kind: Literal["found_cluster"] = "found_cluster"
     at: int
     cluster_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterMaster:
+    """Where a master is reached, and the newest version of the commands that it knows. It need not be a member yet."""
+
+    kind: Literal["register_master"] = "register_master"
+    at: int
+    node_id: str
+    url: str
+    version: str  # of its program, for people
+    command_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaiseVersion:
+    """From here on commands up to this version may come. The version never falls."""
+
+    kind: Literal["raise_version"] = "raise_version"
+    at: int
+    command_version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +227,8 @@ class RecordEvents:
 
 Command = Annotated[
     FoundCluster
+    | RegisterMaster
+    | RaiseVersion
     | PutAction
     | DeleteAction
     | SubmitRun
@@ -213,3 +240,11 @@ Command = Annotated[
     | RecordEvents,
     Discriminator("kind"),
 ]
+
+#: Since which version a kind of command exists; those that are not named, since the first.
+_SINCE: Final[dict[type, int]] = {}
+
+
+def version_of(command: Command) -> int:
+    """Which version of this file a master must know to carry the command out."""
+    return _SINCE.get(type(command), 1)

@@ -56,7 +56,7 @@ class State:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             outcomes = [machine.apply(self._db, entry.index, _command_in(entry)) for entry in entries]
-            machine.set_applied_index(self._db, entries[-1].index)
+            machine.set_position(self._db, machine.Position(index=entries[-1].index, term=entries[-1].term))
             self._db.execute("COMMIT")
         finally:
             if self._db.in_transaction:

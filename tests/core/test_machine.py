@@ -31,7 +31,7 @@ class Cluster:
         self.index += 1
         self.db.execute("BEGIN")
         outcome = machine.apply(self.db, self.index, command)
-        machine.set_applied_index(self.db, self.index)
+        machine.set_position(self.db, machine.Position(index=self.index))
         self.db.execute("COMMIT")
         return outcome
 

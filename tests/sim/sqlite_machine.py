@@ -43,7 +43,7 @@ class SqliteMachine:
         told = json.dumps([(dict(each.value), str(each.error)) for each in outcomes], sort_keys=True).encode()
         digest = blake2b(b"%b%d%b%b" % (self.digest, entry.index, entry.payload, told), digest_size=8).digest()
         self._keep(entry.index, entry.term, config, digest)
-        machine.set_applied_index(self._db, entry.index)
+        machine.set_position(self._db, machine.Position(index=entry.index, term=entry.term))
         self._db.execute("COMMIT")
         self._load()
         assert machine.applied_index(self._db) == self.index

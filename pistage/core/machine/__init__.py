@@ -5,17 +5,23 @@ is in the command. A command that cannot be carried out is refused with an answe
 exception is a bug, and the process that meets it must stop without committing.
 """
 
-from pistage.core.machine.apply import applied_index, apply, create_tables, set_applied_index
+from pistage.core.machine.apply import apply, create_tables
+from pistage.core.machine.masters import command_version, forget_all_but
+from pistage.core.machine.meta import Position, applied_index, position, set_position
 from pistage.core.machine.outcome import CancelAttempt, Effect, Outcome, ReleaseRun, SendAssignment
 
 __all__ = [
     "CancelAttempt",
     "Effect",
     "Outcome",
+    "Position",
     "ReleaseRun",
     "SendAssignment",
     "applied_index",
     "apply",
+    "command_version",
     "create_tables",
-    "set_applied_index",
+    "forget_all_but",
+    "position",
+    "set_position",
 ]

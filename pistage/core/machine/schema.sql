@@ -7,6 +7,15 @@ CREATE TABLE IF NOT EXISTS meta (
   value TEXT NOT NULL
 ) WITHOUT ROWID;
 
+-- Where the masters are reached; who of them is a voter stands in meta, as consensus wrote it.
+CREATE TABLE IF NOT EXISTS master (
+  id TEXT PRIMARY KEY,
+  url TEXT NOT NULL,
+  version TEXT NOT NULL,
+  command_version INTEGER NOT NULL,
+  at INTEGER NOT NULL
+) WITHOUT ROWID;
+
 CREATE TABLE IF NOT EXISTS request (
   key TEXT PRIMARY KEY,
   sha256 TEXT NOT NULL,

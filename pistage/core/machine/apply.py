@@ -9,7 +9,7 @@ from typing import assert_never
 from pistage.core import commands as c
 from pistage.core.machine import actions, agents, attempts, masters, runs
 from pistage.core.machine.outcome import Outcome, Turn
-from pistage.errors import Code, PistageError
+from pistage.errors import PistageError
 
 
 def create_tables(db: sqlite3.Connection) -> None:
@@ -37,7 +37,7 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
     return Outcome(value=value, effects=tuple(turn.effects), runs=tuple(turn.runs))
 
 
-def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PLR0911 - one arm a command
+def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PLR0911, PLR0912 - one arm a command
     match command:
         case c.FoundCluster():
             return masters.found(turn, command)

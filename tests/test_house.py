@@ -118,7 +118,7 @@ def test_sqlite_and_msgpack_stay_behind_their_one_door(file: Path) -> None:
     if "sqlite3" in modules and room_of(file) in {"core", "raft"}:
         assert where.startswith("pistage/core/machine"), f"{where} imports sqlite3"
     if "msgpack" in modules:
-        assert where == "pistage/wire.py", f"{where} imports msgpack"
+        assert where == "pistage/wire/packing.py", f"{where} imports msgpack"
 
 
 @pytest.mark.parametrize("file", FILES, ids=ids)

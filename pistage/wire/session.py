@@ -1,38 +1,26 @@
-"""Every value that crosses a process, as msgpack; also the clock and the ids that such values carry.
+"""What an agent and its master say to each other.
 
-A message is a frozen dataclass with a `kind`. On the session socket each WebSocket message is one msgpack list:
+A message is a frozen dataclass with a `kind`. On the session's socket each WebSocket message is one msgpack list:
 `[kind, fields]`, but a `LogFrame` is `["log", attempt, step, stream, offset, at, data]`, so that its bytes are
 copied once. `PROTOCOL` is raised when a meaning changes; both ends refuse what they do not speak.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-import msgpack
 from pydantic import Field
 
-from pistage.core import codec, ids, limits
-from pistage.core.commands import AttemptEvent, Command
+from pistage.core import codec, limits
+from pistage.core.commands import AttemptEvent
 from pistage.core.model import INSTANT_MAX, AgentInfo
 from pistage.core.plan import Network, Task, Volume
 from pistage.errors import Code, PistageError
+from pistage.wire.packing import pack_value, unpack_value
 
 PROTOCOL: Final = 1
-
-
-def now_ms() -> int:
-    """Milliseconds UTC, for values that people read or that enter the log."""
-    return time.time_ns() // 1_000_000
-
-
-def new_id() -> str:
-    """A fresh id."""
-    return ids.make_id(now_ms(), os.urandom(10))
 
 
 # --- agent -> master -------------------------------------------------------------------------------------
@@ -228,13 +216,13 @@ def pack_message(message: ToMaster | ToAgent) -> bytes:
     """One WebSocket message."""
     if isinstance(message, LogFrame):
         header = ("log", message.attempt_id, message.step, message.stream, message.offset, message.at)
-        return _pack([*header, message.data])
-    return _pack([message.kind, codec.to_plain(type(message), message)])
+        return pack_value([*header, message.data])
+    return pack_value([message.kind, codec.to_plain(type(message), message)])
 
 
 def unpack_message(raw: bytes) -> ToMaster | ToAgent:
     """The message in `raw`; PistageError `invalid` if it is none of ours."""
-    match _unpack(raw):
+    match unpack_value(raw):
         case ["log", str(attempt), str(step), 1 | 2 as stream, int(offset), int(at), bytes(data)]:
             return _checked(LogFrame(attempt_id=attempt, step=step, stream=stream, offset=offset, at=at, data=data))
         case [str(kind), dict(fields)] if kind in _MESSAGES:
@@ -252,36 +240,3 @@ def _checked(frame: LogFrame) -> LogFrame:
     if len(frame.data) > limits.FRAME_BYTES_MAX:
         raise PistageError(Code.INVALID, f"a frame of output holds at most {limits.FRAME_BYTES_MAX} bytes")
     return frame
-
-
-def pack_command(command: Command) -> bytes:
-    """The payload of a log entry."""
-    return _pack(codec.to_plain(Command, command))
-
-
-def unpack_command(payload: bytes) -> Command:
-    """The command in a log entry; PistageError `invalid` for one this version does not know."""
-    command: Command = codec.from_plain(Command, _unpack(payload))
-    return command
-
-
-def pack_value(value: Any) -> bytes:
-    """Plain values (no dataclass) as msgpack, for files that one process writes and a later one reads."""
-    return _pack(value)
-
-
-def unpack_value(raw: bytes) -> Any:
-    """What `pack_value` packed."""
-    return _unpack(raw)
-
-
-def _pack(plain: Any) -> bytes:
-    packed: bytes = msgpack.packb(plain, use_bin_type=True)
-    return packed
-
-
-def _unpack(raw: bytes) -> Any:
-    try:
-        return msgpack.unpackb(raw, raw=False)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise PistageError(Code.INVALID, f"not msgpack: {error}") from None

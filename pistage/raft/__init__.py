@@ -20,7 +20,8 @@ dissertation).
                   may be lost, delayed, repeated and reordered by whoever carries them; they may not be changed.
    `Apply`        Queue it for the state's thread; apply every entry, in order, exactly once, together with its index
                   in one transaction. `config` and `noop` entries too: they count, and the membership is kept in the
-                  state so that a snapshot can say it. Then `Applied`.
+                  state so that a snapshot can say it. Then `Applied`, with the digest of the state after every entry
+                  (each of the digest before, the entry and what it did): masters that differ find out, and one stops.
    `Reply`        The proposal is at (`index`, `term`): keep its caller until the entry at that index is applied, and
                   answer with the outcome if the term is the same, with "lost, try again" if it is not. When `Role`
                   says that this node leads no longer, callers may be told that the outcome is not known.

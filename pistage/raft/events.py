@@ -48,10 +48,13 @@ class Durable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
-    """The state is at `index`; `digest` (or nothing) is compared between masters at equal indexes."""
+    """The state is at `index`, and was what `digests` say: the last of them at `index`, the one before at `index - 1`.
+
+    They are compared between masters at equal indexes; give one for every entry applied, or none at all.
+    """
 
     index: int
-    digest: bytes = b""
+    digests: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ def tick(node: Node, leadership: Leadership) -> None:
 
 def beat(node: Node, leadership: Leadership) -> None:
     """A heartbeat to every member; it also carries the round of reads that waits for a majority."""
-    digest = node.digests.get(node.applied, b"")
+    digest = node.digests.at(node.applied)
     for peer, progress in leadership.followers.items():
         node.send(
             m.Heartbeat(

@@ -10,6 +10,7 @@ from pistage.raft import election, leading, membership, reads, replication, snap
 from pistage.raft import events as e
 from pistage.raft import messages as m
 from pistage.raft.actions import HardState, Refusal, RoleName
+from pistage.raft.digests import Digests
 from pistage.raft.log import Base, Log
 from pistage.raft.messages import Entry
 from pistage.raft.settings import Settings
@@ -56,7 +57,7 @@ class Node:
         self.commit = applied
         self.applied = applied
         self.applying = applied  # handed to the driver through here
-        self.digests: dict[int, bytes] = {}
+        self.digests = Digests(self.settings.digests_kept)
         self.writes = Writes(self.log.last_index)
         self.now = 0  # ticks since the start
         self.heard_tick = -self.settings.election_ticks  # when a leader was last heard
@@ -190,6 +191,11 @@ class Node:
             self.fetching = None  # what that leader has committed may not be what the next one counts on
         election.restart_timer(self)
 
+    def differs(self, index: int | None) -> None:
+        """Our state is not the leader's there (None: nowhere that is known)."""
+        if index is not None:
+            self.halt(f"the state at {index} differs from the leader's: one of the two is damaged")
+
     def halt(self, reason: str) -> None:
         """Stop for good; nothing else of this step leaves."""
         self._fatal = self._fatal or a.Fatal(reason=reason)
@@ -215,10 +221,7 @@ class Node:
 
     def _applied(self, event: e.Applied) -> None:
         self.applied = max(self.applied, event.index)
-        if event.digest:
-            self.digests[event.index] = event.digest
-            while len(self.digests) > self.settings.digests_kept:
-                del self.digests[next(iter(self.digests))]
+        self.differs(self.digests.applied(event.index, event.digests))
 
     def _disk_fault(self, fault: e.Fault) -> None:
         match fault:

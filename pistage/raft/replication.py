@@ -175,10 +175,7 @@ def _reject(node: Node, message: m.Append) -> None:
 
 def on_heartbeat(node: Node, message: m.Heartbeat) -> None:
     """The leader is well, and so is what we share with it."""
-    ours = node.digests.get(message.applied, b"")
-    if ours and message.digest and ours != message.digest:
-        node.halt(f"the state at {message.applied} differs from the leader's: one of the two is damaged")
-        return
+    node.differs(node.digests.shown(message.applied, message.digest, node.applied))
     node.commit_to(max(node.commit, message.commit))
     node.send(
         m.HeartbeatResp(

@@ -17,7 +17,7 @@ class Settings:
     uncommitted_bytes_max: int = 64 << 20  # then proposals are refused: the group cannot keep up
     reads_waiting_max: int = 10_000
     promote_lag_max: int = 1024  # entries that a learner may lack and still be promoted: seconds of work, not minutes
-    digests_kept: int = 256
+    digests_kept: int = 4096  # how far a leader's state may be behind a follower's and still be compared
 
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat_ticks < self.election_ticks:

@@ -22,6 +22,7 @@ class Member:
         self.disk: list[raft.Entry] = []
         self.state: list[raft.Entry] = []
         self.applied = base.index
+        self.digest_of: Callable[[raft.Entry], bytes] = lambda entry: b"%d" % entry.index
         self.starts = 0
         self.start()
 
@@ -92,7 +93,8 @@ class Group:
                     member.others.append(action)
         for action in actions:
             if isinstance(action, raft.Apply):
-                self.step(name, raft.Applied(index=action.entries[-1].index))
+                digests = tuple(map(member.digest_of, action.entries))
+                self.step(name, raft.Applied(index=action.entries[-1].index, digests=digests))
         if not self.is_disk_slow[name]:
             self.sync(name)
         return actions

@@ -230,22 +230,6 @@ def test_a_log_that_is_shorter_than_what_the_leader_knows_of_it_stops_the_node()
     assert "lost entries" in fatal.reason
 
 
-def test_a_state_that_differs_from_the_leaders_stops_the_follower() -> None:
-    node = one("a", term=2, log=[1], applied=1)
-    node.step(raft.Applied(index=1, digest=b"ours"))
-    beat = m.Heartbeat(src="b", dst="a", term=2, commit=0, round=0, applied=1, digest=b"theirs")
-    (fatal,) = node.step(raft.Recv(message=beat))
-    assert isinstance(fatal, raft.Fatal)
-
-
-def test_digests_are_kept_for_a_while_only() -> None:
-    settings = raft.Settings(heartbeat_ticks=2, election_ticks=10, digests_kept=3)
-    node = one("a", settings=settings)
-    for index in range(10):
-        node.step(raft.Applied(index=index, digest=b"d"))
-    assert list(node.digests) == [7, 8, 9]
-
-
 def test_a_reject_that_is_older_than_an_acknowledgement_is_ignored() -> None:
     group = led("a", "b", "c")
     group.propose("a", "x", "y", "z")

@@ -196,8 +196,10 @@ class Host:
         if self._may_crash_here("before an apply"):
             return
         self.is_applying = False
+        digests = []
         for entry in self.applies:
             is_new = self.machine.apply(entry)
+            digests.append(self.machine.digest)
             self.world.checker.applied(self, entry, is_new=is_new)
         applied, self.applies = self.applies, deque()
         if self._may_crash_here("after an apply"):
@@ -207,7 +209,7 @@ class Host:
             if waiter is not None and term == entry.term:
                 waiter(entry.index)
         self._serve_reads()
-        self.step(raft.Applied(index=self.machine.index, digest=self.machine.digest))
+        self.step(raft.Applied(index=self.machine.index, digests=tuple(digests)))
 
     def checkpoint(self) -> None:
         """The state as it is becomes durable; the log behind it may go, but for some entries."""

@@ -186,8 +186,7 @@ class Session:
 
     def _dismissed(self, master: URL, goodbye: Goodbye) -> URL | None:
         self._say(f"{master} says goodbye: {goodbye.reason}")
-        hint = getattr(goodbye, "leader", "")
-        return URL(hint).origin() if hint else None
+        return URL(goodbye.leader).origin() if goodbye.leader else None
 
 
 class _Heart:

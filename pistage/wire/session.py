@@ -186,11 +186,11 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goodbye:
-    """The sender ends the session on purpose and says why; the agent tries again unless `is_final`."""
+    """The sender ends the session on purpose and says why; the agent tries `leader` next, where one is named."""
 
     kind: Literal["goodbye"] = "goodbye"
     reason: str
-    is_final: bool = False
+    leader: str = ""  # the URL of the master to go on with
 
 
 ToMaster = Hello | Heartbeat | Report | LogFrame | Goodbye

@@ -77,13 +77,15 @@ from pistage.raft.events import (
     Transfer,
 )
 from pistage.raft.log import Base
-from pistage.raft.messages import Entry, Kind, Message
+from pistage.raft.messages import MESSAGE_KINDS, Append, Entry, Kind, Message
 from pistage.raft.node import Node
 from pistage.raft.quorum import Change, ChangeKind, Config
 from pistage.raft.settings import Settings
 
 __all__ = [
+    "MESSAGE_KINDS",
     "Action",
+    "Append",
     "Applied",
     "Apply",
     "Base",

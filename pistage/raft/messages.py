@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final, get_args
 
 
 class Kind(StrEnum):
@@ -156,3 +157,6 @@ Message = (
     | ReadIndexResp
     | SnapOffer
 )
+
+#: Every kind, for who carries them: a codec may use the place in it. New ones come last, none is ever taken away.
+MESSAGE_KINDS: Final[tuple[type[Message], ...]] = get_args(Message)

@@ -116,6 +116,7 @@ class Fatal:
     """Going on could break a promise: stop the process, and say why. The core is deaf from here on."""
 
     reason: str
+    is_state_damaged: bool = False  # it is this node's state that is wrong: not to be started on again
 
 
 Action = Persist | Send | Apply | ReadReady | Reply | InstallSnap | Role | Fatal

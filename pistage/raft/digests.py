@@ -1,4 +1,9 @@
-"""Whether two masters have the same state: digests by index, compared whenever both have one for the same index."""
+"""Whether two masters have the same state: digests by index, compared whenever both have one for the same index.
+
+Where they differ nobody knows which of the two is right. So a follower that differs says so for an election timeout; a
+leader that hears it from too many stops, and the follower stops if its leader did not: damage takes one node, not the
+group. With two voters, and when a third is away, there is no telling, and whichever is heard first stops.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,11 @@ class Digests:
     to apply what was already applied elsewhere. `kept` is for the other way round, a leader that applies slowly.
     """
 
-    __slots__ = ("_kept", "_ours", "_shown")
+    __slots__ = ("_kept", "_ours", "_shown", "differs_at", "differs_tick")
 
     def __init__(self, kept: int) -> None:
+        self.differs_at: int | None = None  # where our state was first found to be not this leader's
+        self.differs_tick = 0  # and when
         self._kept = kept
         self._ours: dict[int, bytes] = {}
         self._shown: tuple[int, bytes] | None = None
@@ -24,23 +31,27 @@ class Digests:
         """What our state was there; nothing if that is not known (any more)."""
         return self._ours.get(index, b"")
 
-    def applied(self, index: int, digests: Sequence[bytes]) -> int | None:
-        """Our state went through these, the last of them at `index`. The index at which it differs, if one is found."""
+    def applied(self, index: int, digests: Sequence[bytes], tick: int) -> None:
+        """Our state went through these, the last of them at `index`."""
         first = index + 1 - len(digests)
         self._ours.update(zip(range(first, index + 1), digests, strict=True))
-        differs_at = self._compare()
+        self._compare(tick)
         while len(self._ours) > self._kept:
             del self._ours[next(iter(self._ours))]
-        return differs_at
 
-    def shown(self, index: int, digest: bytes, applied: int) -> int | None:
-        """The leader's state at `index`, ours being at `applied`. The index at which ours differs, if one is found."""
+    def shown(self, index: int, digest: bytes, applied: int, tick: int) -> None:
+        """The leader's state at `index`, ours being at `applied`."""
         if digest and (self._shown is None or self._shown[0] <= applied):
             self._shown = index, digest
-        return self._compare()
+        self._compare(tick)
 
-    def _compare(self) -> int | None:
+    def leader_changed(self) -> None:
+        """The next one is yet to be compared with."""
+        self.differs_at = self._shown = None
+
+    def _compare(self, tick: int) -> None:
         if self._shown is None or not (ours := self.at(self._shown[0])):
-            return None
+            return
         (index, theirs), self._shown = self._shown, None
-        return index if ours != theirs else None
+        if ours != theirs and self.differs_at is None:
+            self.differs_at, self.differs_tick = index, tick

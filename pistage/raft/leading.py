@@ -93,6 +93,8 @@ def receive(
 
 
 def _on_heartbeat_resp(node: Node, leadership: Leadership, progress: Progress, message: m.HeartbeatResp) -> None:
+    if message.differs:
+        _on_difference(node, leadership, progress)
     reads.on_round(node, leadership, progress, message.round)
     progress.is_paused = False
     if progress.feed is Feed.SNAPSHOT:
@@ -100,6 +102,14 @@ def _on_heartbeat_resp(node: Node, leadership: Leadership, progress: Progress, m
     elif progress.match < node.log.last_index:
         # What is in flight may be lost: an append, if only an empty one, shows whether it is.
         replication.feed(node, progress, message.src, even_if_empty=True)
+
+
+def _on_difference(node: Node, leadership: Leadership, progress: Progress) -> None:
+    """One whose state differs stops itself soon; if the rest are no majority, it is ours that is wrong."""
+    progress.differs = True
+    rest = {peer for peer, other in leadership.followers.items() if not other.differs}
+    if not node.log.config.is_quorum(rest | {node.id}):
+        node.halt("the state differs from what most others have: it is damaged", is_state_damaged=True)
 
 
 def _is_followed(node: Node, leadership: Leadership) -> bool:

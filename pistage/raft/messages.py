@@ -113,6 +113,7 @@ class HeartbeatResp(_Message):
     round: int
     applied: int
     is_disk_well: bool
+    differs: bool = False  # the sender's state from the one that this leader showed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,17 +188,13 @@ class Node:
             reads.give_up(self, leadership.reads)
         if leader_before != leader:
             reads.leader_changed(self)
+            self.digests.leader_changed()
             self.fetching = None  # what that leader has committed may not be what the next one counts on
         election.restart_timer(self)
 
-    def differs(self, index: int | None) -> None:
-        """Our state is not the leader's there (None: nowhere that is known)."""
-        if index is not None:
-            self.halt(f"the state at {index} differs from the leader's: one of the two is damaged")
-
-    def halt(self, reason: str) -> None:
+    def halt(self, reason: str, *, is_state_damaged: bool = False) -> None:
         """Stop for good; nothing else of this step leaves."""
-        self._fatal = self._fatal or a.Fatal(reason=reason)
+        self._fatal = self._fatal or a.Fatal(reason=reason, is_state_damaged=is_state_damaged)
 
     # --- events that are no section's own --------------------------------------------------------------------
 
@@ -221,7 +217,7 @@ class Node:
 
     def _applied(self, event: e.Applied) -> None:
         self.applied = max(self.applied, event.index)
-        self.differs(self.digests.applied(event.index, event.digests))
+        self.digests.applied(event.index, event.digests, self.now)
 
     def _disk_fault(self, fault: e.Fault) -> None:
         match fault:

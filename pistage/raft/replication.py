@@ -175,7 +175,11 @@ def _reject(node: Node, message: m.Append) -> None:
 
 def on_heartbeat(node: Node, message: m.Heartbeat) -> None:
     """The leader is well, and so is what we share with it."""
-    node.differs(node.digests.shown(message.applied, message.digest, node.applied))
+    digests = node.digests
+    digests.shown(message.applied, message.digest, node.applied, node.now)
+    if digests.differs_at is not None and node.now - digests.differs_tick >= node.settings.election_ticks:
+        # It has had time to hear that others differ from it, too, and leads on: they do not.
+        node.halt(f"the state at {digests.differs_at} differs from the leader's: it is damaged", is_state_damaged=True)
     node.commit_to(max(node.commit, message.commit))
     node.send(
         m.HeartbeatResp(
@@ -185,5 +189,6 @@ def on_heartbeat(node: Node, message: m.Heartbeat) -> None:
             round=message.round,
             applied=node.applied,
             is_disk_well=node.is_disk_well,
+            differs=digests.differs_at is not None,
         )
     )

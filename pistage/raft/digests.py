@@ -1,8 +1,10 @@
 """Whether two masters have the same state: digests by index, compared whenever both have one for the same index.
 
-Where they differ nobody knows which of the two is right. So a follower that differs says so for an election timeout; a
-leader that hears it from too many stops, and the follower stops if its leader did not: damage takes one node, not the
-group. With two voters, and when a third is away, there is no telling, and whichever is heard first stops.
+Where two differ nobody knows which of them is right, so the majority has it. A follower tells its leader how far it
+found the same state and whether it has found another; the leader tells how far a majority has its state. A follower
+that differs within that is damaged and stops; a leader that differs from too many for there ever to be such a majority
+stops itself. What stays undecided for an election timeout, because a third is away, stops the follower as well: better
+no answer than two. So damage takes one node, not the group.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ class Digests:
     to apply what was already applied elsewhere. `kept` is for the other way round, a leader that applies slowly.
     """
 
-    __slots__ = ("_kept", "_ours", "_shown", "differs_at", "differs_tick")
+    __slots__ = ("_kept", "_ours", "_shown", "differs_at", "differs_tick", "same_at")
 
     def __init__(self, kept: int) -> None:
-        self.differs_at: int | None = None  # where our state was first found to be not this leader's
+        self.same_at = 0  # the newest index where our state was found to be this leader's
+        self.differs_at: int | None = None  # the first where it was found not to be
         self.differs_tick = 0  # and when
         self._kept = kept
         self._ours: dict[int, bytes] = {}
@@ -48,10 +51,13 @@ class Digests:
     def leader_changed(self) -> None:
         """The next one is yet to be compared with."""
         self.differs_at = self._shown = None
+        self.same_at = 0
 
     def _compare(self, tick: int) -> None:
         if self._shown is None or not (ours := self.at(self._shown[0])):
             return
         (index, theirs), self._shown = self._shown, None
-        if ours != theirs and self.differs_at is None:
+        if ours == theirs:
+            self.same_at = max(self.same_at, index)
+        elif self.differs_at is None:
             self.differs_at, self.differs_tick = index, tick

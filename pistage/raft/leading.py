@@ -56,6 +56,8 @@ def tick(node: Node, leadership: Leadership) -> None:
 def beat(node: Node, leadership: Leadership) -> None:
     """A heartbeat to every member; it also carries the round of reads that waits for a majority."""
     digest = node.digests.at(node.applied)
+    same = {peer: progress.same_at for peer, progress in leadership.followers.items()}
+    same_at = node.log.config.agreed(same | {node.id: node.applied})
     for peer, progress in leadership.followers.items():
         node.send(
             m.Heartbeat(
@@ -66,6 +68,7 @@ def beat(node: Node, leadership: Leadership) -> None:
                 round=leadership.reads.newest,
                 applied=node.applied,
                 digest=digest,
+                same_at=same_at,
             )
         )
 
@@ -93,6 +96,7 @@ def receive(
 
 
 def _on_heartbeat_resp(node: Node, leadership: Leadership, progress: Progress, message: m.HeartbeatResp) -> None:
+    progress.same_at = max(progress.same_at, message.same_at)
     if message.differs:
         _on_difference(node, leadership, progress)
     reads.on_round(node, leadership, progress, message.round)
@@ -105,11 +109,14 @@ def _on_heartbeat_resp(node: Node, leadership: Leadership, progress: Progress, m
 
 
 def _on_difference(node: Node, leadership: Leadership, progress: Progress) -> None:
-    """One whose state differs stops itself soon; if the rest are no majority, it is ours that is wrong."""
+    """Go on if there may still be a majority that has our state; it tells the one that differs."""
     progress.differs = True
-    rest = {peer for peer, other in leadership.followers.items() if not other.differs}
-    if not node.log.config.is_quorum(rest | {node.id}):
+    others = {peer for peer, other in leadership.followers.items() if other.differs}
+    rest = {node.id, *leadership.followers} - others
+    if node.log.config.is_quorum(others):
         node.halt("the state differs from what most others have: it is damaged", is_state_damaged=True)
+    elif not node.log.config.is_quorum(rest):
+        node.halt("the state differs from what half of the others have, and there is no telling which one is damaged")
 
 
 def _is_followed(node: Node, leadership: Leadership) -> bool:

@@ -104,6 +104,7 @@ class Heartbeat(_Message):
     round: int
     applied: int = 0
     digest: bytes = b""
+    same_at: int = 0  # the newest index at which a majority was found to have this leader's state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,8 @@ class HeartbeatResp(_Message):
     round: int
     applied: int
     is_disk_well: bool
-    differs: bool = False  # the sender's state from the one that this leader showed
+    same_at: int = 0  # the newest index at which the sender's state was found to be this leader's
+    differs: bool = False  # and whether it was ever found not to be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,18 @@ class Feed(StrEnum):
 class Progress:
     """`match`: durable there, as it said in this term. `next`: what it is sent next; always above `match`."""
 
-    __slots__ = ("differs", "feed", "heard_tick", "in_flight", "is_paused", "match", "next", "offered_tick", "round")
+    __slots__ = (
+        "differs",
+        "feed",
+        "heard_tick",
+        "in_flight",
+        "is_paused",
+        "match",
+        "next",
+        "offered_tick",
+        "round",
+        "same_at",
+    )
 
     def __init__(self, next_index: int, tick: int) -> None:
         self.feed = Feed.PROBE
@@ -27,7 +38,8 @@ class Progress:
         self.in_flight: deque[int] = deque()  # the last index of each append that is on its way
         self.heard_tick = tick
         self.offered_tick = 0
-        self.differs = False  # its state from ours, as it said
+        self.same_at = 0  # where its state was found to be ours, as it said
+        self.differs = False  # or not to be
         self.round = 0  # the newest round of reads that it has answered
 
     def has_room(self, in_flight_max: int) -> bool:

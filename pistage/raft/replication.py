@@ -175,11 +175,9 @@ def _reject(node: Node, message: m.Append) -> None:
 
 def on_heartbeat(node: Node, message: m.Heartbeat) -> None:
     """The leader is well, and so is what we share with it."""
-    digests = node.digests
-    digests.shown(message.applied, message.digest, node.applied, node.now)
-    if digests.differs_at is not None and node.now - digests.differs_tick >= node.settings.election_ticks:
-        # It has had time to hear that others differ from it, too, and leads on: they do not.
-        node.halt(f"the state at {digests.differs_at} differs from the leader's: it is damaged", is_state_damaged=True)
+    node.digests.shown(message.applied, message.digest, node.applied, node.now)
+    if node.digests.differs_at is not None:
+        _on_difference(node, node.digests.differs_at, message.same_at)
     node.commit_to(max(node.commit, message.commit))
     node.send(
         m.HeartbeatResp(
@@ -189,6 +187,16 @@ def on_heartbeat(node: Node, message: m.Heartbeat) -> None:
             round=message.round,
             applied=node.applied,
             is_disk_well=node.is_disk_well,
-            differs=digests.differs_at is not None,
+            same_at=node.digests.same_at,
+            differs=node.digests.differs_at is not None,
         )
     )
+
+
+def _on_difference(node: Node, index: int, same_at: int) -> None:
+    """Our state at `index` is not this leader's, and a majority has the leader's at `same_at`."""
+    if same_at >= index:
+        node.halt(f"the state at {index} differs from what most others have: it is damaged", is_state_damaged=True)
+    elif node.now - node.digests.differs_tick >= node.settings.election_ticks:
+        # By the clock of heartbeats: a leader that stopped because of others does not take us with it.
+        node.halt(f"the state at {index} differs from the leader's, and too few are here to tell which one is damaged")

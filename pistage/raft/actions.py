@@ -67,6 +67,7 @@ class Refusal(StrEnum):
     NOT_READY = "not_ready"  # nothing of this term is committed yet
     BUSY = "busy"  # another change of the membership is not committed yet
     BEHIND = "behind"  # a learner must catch up before it is promoted
+    NO_MAJORITY = "no_majority"  # of those who would decide from then on, too few have been heard of lately
     UNKNOWN = "unknown"  # no such member, or the step makes no sense for it; trying again does not help
     TIMED_OUT = "timed_out"  # the leader did not answer a forwarded read
 

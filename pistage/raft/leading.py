@@ -9,6 +9,7 @@ from pistage.raft import messages as m
 from pistage.raft.actions import RoleName
 from pistage.raft.messages import Entry, Kind
 from pistage.raft.progress import Feed, Progress
+from pistage.raft.quorum import Config
 
 if TYPE_CHECKING:
     from pistage.raft.node import Node
@@ -45,7 +46,8 @@ def tick(node: Node, leadership: Leadership) -> None:
         # Heartbeats go past the disk: without this a leader whose disk hangs would lead for ever, to nowhere.
         node.become_follower(node.term, None)
         return
-    if (node.now - leadership.since_tick) % node.settings.election_ticks == 0 and not _is_followed(node, leadership):
+    is_due = (node.now - leadership.since_tick) % node.settings.election_ticks == 0
+    if is_due and not is_followed(node, leadership, node.log.config):
         node.become_follower(node.term, None)  # CheckQuorum (§6.2 of the dissertation)
         return
     transfer.tick(node, leadership)
@@ -119,7 +121,8 @@ def _on_difference(node: Node, leadership: Leadership, progress: Progress) -> No
         node.halt("the state differs from what half of the others have, and there is no telling which one is damaged")
 
 
-def _is_followed(node: Node, leadership: Leadership) -> bool:
+def is_followed(node: Node, leadership: Leadership, config: Config) -> bool:
+    """Whether a majority of that membership was heard of in the last election timeout."""
     since = node.now - node.settings.election_ticks
     heard = {peer for peer, progress in leadership.followers.items() if progress.heard_tick > since}
-    return node.log.config.is_quorum(heard | {node.id})
+    return config.is_quorum(heard | {node.id})

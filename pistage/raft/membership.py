@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pistage.raft import events as e
-from pistage.raft import replication
+from pistage.raft import leading, replication
 from pistage.raft.actions import Refusal, Reply
 from pistage.raft.messages import Entry, Kind
 from pistage.raft.progress import Progress
-from pistage.raft.quorum import ChangeKind
+from pistage.raft.quorum import ChangeKind, Config
 
 if TYPE_CHECKING:
     from pistage.raft.leading import Leadership
@@ -23,15 +23,18 @@ def change(node: Node, event: e.Conf) -> None:
         node.refuse(event.token, Refusal.NOT_LEADER)
         return
     after = event.change.of(node.log.config)
-    if (refusal := _refusal(node, leadership, event)) is not None or after is None:
-        node.refuse(event.token, refusal or Refusal.UNKNOWN)
+    if after is None:
+        node.refuse(event.token, Refusal.UNKNOWN)
+        return
+    if (refusal := _refusal(node, leadership, event, after)) is not None:
+        node.refuse(event.token, refusal)
         return
     entry = Entry(index=node.log.last_index + 1, term=node.term, kind=Kind.CONFIG, payload=after.encode())
     node.emit(Reply(token=event.token, index=entry.index, term=entry.term))
     replication.append_own(node, leadership, [entry])
 
 
-def _refusal(node: Node, leadership: Leadership, event: e.Conf) -> Refusal | None:
+def _refusal(node: Node, leadership: Leadership, event: e.Conf, after: Config) -> Refusal | None:
     # Without a commit of its own term a leader may not know of a newer membership that is committed already
     # (Ongaro, raft-dev, 2015: "bug in single-server membership changes").
     if node.commit < leadership.first_index:
@@ -44,6 +47,10 @@ def _refusal(node: Node, leadership: Leadership, event: e.Conf) -> Refusal | Non
         progress = leadership.followers.get(event.change.node_id)
         if progress is not None and progress.match + node.settings.promote_lag_max < node.log.last_index:
             return Refusal.BEHIND  # §4.2.1: a voter that is far behind could stop the group from committing
+    if not leading.is_followed(node, leadership, after):
+        # It would be in force at once, could not be committed, and so could not be taken back: of three, one of them
+        # dead, the living one is not to be removed (etcd's strict reconfiguration check).
+        return Refusal.NO_MAJORITY
     return None
 
 

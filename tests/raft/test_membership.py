@@ -80,6 +80,24 @@ def test_a_step_that_makes_no_sense_is_refused(kind: str, node_id: str) -> None:
     assert group.conf("b", "remove", "c").refusal is raft.Refusal.NOT_LEADER
 
 
+def test_the_living_are_not_removed_from_among_the_dead() -> None:
+    """What is left could not commit its own making: the group would never take another write."""
+    group = led("a", "b", "c")
+    group.isolate("c")
+    group.tick("a", "b", times=11)
+    assert group.conf("a", "remove", "b").refusal is raft.Refusal.NO_MAJORITY
+    assert group.conf("a", "remove", "c").refusal is None
+
+
+def test_a_learner_that_is_not_there_is_not_made_one_of_two_voters() -> None:
+    group = Group("a", learners=("l",))
+    group.elect("a")
+    group.deliver()
+    group.isolate("l")
+    group.tick("a", times=11)
+    assert group.conf("a", "promote", "l").refusal is raft.Refusal.NO_MAJORITY
+
+
 def test_the_last_voter_stays_and_a_learner_may_leave() -> None:
     group = Group("a", learners=("l",))
     group.elect("a")

@@ -137,7 +137,11 @@ MUTANTS = (
     _core(
         "no-check-quorum",
         "a leader that hears nobody leads on (one-way partition)",
-        ("leading", "% node.settings.election_ticks == 0 and not _is_followed(node, leadership)", "< 0"),
+        (
+            "leading",
+            "is_due = (node.now - leadership.since_tick) % node.settings.election_ticks == 0",
+            "is_due = False",
+        ),
     ),
     _core(
         "no-pre-vote-no-lease",

@@ -69,6 +69,17 @@ class MasterConfig(_Section):
 
     data_dir: Path = Field(Path("/var/lib/pistage/master"), description="where raft.db, the state and the logs live")
     listen: str = Field(f"127.0.0.1:{DEFAULT_PORT}", description="address and port of the one HTTP port")
+    peers: Strings = Field((), description="URLs of the masters that found the cluster together; alone unless set")
+    bootstrap_expect: int | None = Field(
+        None, ge=1, le=9, description="how many masters found the cluster; as many as peers names unless set"
+    )
+    advertise: str = Field("", description="URL at which the other masters reach this one; http://LISTEN unless set")
+    election_timeout: Seconds = Field(
+        0.6, description="the masters look for a new leader after one to two times this without the old one"
+    )
+    log_entries_kept: int = Field(
+        10_000, ge=0, description="a master that missed more changes than this is sent the whole state"
+    )
     token: str | None = Field(None, description="the cluster token; prefer token_file", repr=False)
     token_file: Path | None = Field(None, description="file that holds the cluster token")
     heartbeat: Seconds = Field(2.0, description="how often agents say that they live")

@@ -57,6 +57,15 @@ class Client:
         headers = {"Idempotency-Key": request_key or wire.new_id()}
         return cast(Run, await self._post("/runs", body, headers=headers))
 
+    async def submit_runs(self, body: Mapping[str, Any], *, request_key: str | None = None) -> dict[str, Any]:
+        """Submit up to 1,000 runs of one definition at once, all or none: `items` has the id and number of each.
+
+        `body` is {"definition": text} or {"action": name}, and `runs`, a list of {`with`, `start_node`}.
+        `request_key` is as for `submit_run`, one for them all.
+        """
+        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        return cast(dict[str, Any], await self._post("/runs/batch", body, headers=headers))
+
     async def fetch_run(self, run: str) -> Run:
         """The run of this id, unique prefix of an id, or `name#number`."""
         return cast(Run, await self._get(_run_path(run)))

@@ -10,6 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pistage.errors import Code, PistageError
 
+# Made once: json.dumps makes an encoder for each call that says how it wants its JSON.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
@@ -31,12 +34,12 @@ def from_plain(kind: Any, plain: Any) -> Any:
 
 def to_json(kind: Any, value: Any) -> str:
     """`value` as canonical JSON: the same value gives the same text on every machine."""
-    return json.dumps(
-        _adapter(kind).dump_python(value, mode="json"),
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-    )
+    return canonical_json(_adapter(kind).dump_python(value, mode="json"))
+
+
+def canonical_json(plain: object) -> str:
+    """Plain values as JSON without a space, keys sorted."""
+    return _CANONICAL.encode(plain)
 
 
 def to_jsonable(kind: Any, value: Any) -> Any:

@@ -91,6 +91,38 @@ class SubmitRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run of a batch: its id, and which of the batch's plans it executes."""
+
+    run_id: str
+    plan: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitRuns:
+    """Make many runs of one document at once, in this order, all or none.
+
+    Runs with the same parameters share a plan, so that the log holds it once and no master prepares it twice. The
+    request is remembered as a `SubmitRun`'s is, under one key for all.
+    """
+
+    kind: Literal["submit_runs"] = "submit_runs"
+    at: int
+    project: str
+    owner: str
+    plans: tuple[Plan, ...]
+    runs: tuple[NewRun, ...]
+    source: str  # the document as it was submitted
+    request_key: str | None = None
+    request_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        # Whoever proposes must not be able to: it would stop every master that applies it.
+        if not all(0 <= run.plan < len(self.plans) for run in self.runs):
+            raise ValueError("a run of the batch has no plan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRun:
     """Cancel what has not ended; tasks that run stay `running` until their agent proves them gone."""
 
@@ -232,6 +264,7 @@ Command = Annotated[
     | PutAction
     | DeleteAction
     | SubmitRun
+    | SubmitRuns
     | CancelRun
     | RegisterAgent
     | LoseAgent

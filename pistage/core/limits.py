@@ -46,6 +46,12 @@ IDEMPOTENCY_KEY_CHARS_MAX: Final = 200
 IDEMPOTENCY_KEPT_MS: Final = 24 * 3_600 * 1_000
 SSE_HEARTBEAT_S: Final = 15.0
 
+# --- many runs in one submission -----------------------------------------------------------------------------
+BATCH_RUNS_MAX: Final = 1_000  # one entry of the log: every master is at it for some 20 ms, and nothing else goes on
+BATCH_TASKS_MAX: Final = 20_000  # of all its runs; each is a row and an event
+BATCH_ROWS_BYTES_MAX: Final = 32 * MIB  # runs share a plan in the log, but each has a copy of it in the state
+BATCH_TEXT_BYTES_MAX: Final = 2 * MIB  # the document, once for each set of parameters: a few seconds of planning
+
 # --- output ----------------------------------------------------------------------------------------------
 FRAME_BYTES_MAX: Final = 256 * KIB
 FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company
@@ -57,6 +63,8 @@ SLOTS_DEFAULT_PER_CPU: Final = 4
 REPORT_BATCH_MAX: Final = 256
 
 # --- the replicated log ----------------------------------------------------------------------------------
+ENTRY_BYTES_MAX: Final = 8 * MIB  # a plan and its document fit; it crosses to another master in one message
 UNCOMMITTED_BYTES_MAX: Final = 64 * MIB  # then 503 with Retry-After
 APPLY_BATCH_MAX: Final = 256
-LOG_ENTRIES_KEPT: Final = 10_000  # behind the last checkpoint of the state
+PEER_MESSAGE_BYTES_MAX: Final = 16 * MIB  # an append of 1 MiB, or of one entry that is larger
+PEER_QUEUE_BYTES_MAX: Final = 32 * MIB  # then messages to that master are dropped; consensus sends them again

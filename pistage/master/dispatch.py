@@ -36,6 +36,7 @@ class Dispatch:
         self._effects: deque[Effect] = deque()
         self._work = asyncio.Event()
         self._decision = schedule.Decision()
+        self._is_leading = False
         replica.on_applied(self._note)
 
     def why_waiting(self, run_id: str, task: str) -> tuple[str, bool]:
@@ -48,7 +49,19 @@ class Dispatch:
         self._work.set()
 
     async def serve(self) -> None:
-        """Carry out effects and decide, after each change and once a second, until cancelled."""
+        """Carry out effects and decide, after each change and once a second, until cancelled.
+
+        What an earlier leader decided and did not tell stands in the state: each agent is told when it comes here.
+        """
+        self._effects.clear()
+        self._decision = schedule.Decision()
+        self._is_leading = True
+        try:
+            await self._serve()
+        finally:
+            self._is_leading = False
+
+    async def _serve(self) -> None:
         wake_in_s = 0.0
         look_at = time.monotonic() + _LOOK_EVERY_S
         while True:
@@ -68,6 +81,8 @@ class Dispatch:
             wake_in_s = await self._place()
 
     def _note(self, outcome: Outcome) -> None:
+        if not self._is_leading:
+            return
         self._effects.extend(outcome.effects)
         self._work.set()
 

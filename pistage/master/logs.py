@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pistage.core import ids, limits
 from pistage.errors import Code, PistageError
+from pistage.master.directories import sync_directory
 from pistage.master.signals import Signals
 from pistage.wire import LogFrame
 
@@ -233,7 +234,7 @@ class _Writer:
         directory = self._directory / run_id
         if not directory.exists():
             directory.mkdir()
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
         lengths = _recover(directory)
         index_fd = os.open(directory / "index", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         run = self._runs[run_id] = _Run(directory, index_fd, lengths, sum(lengths.values()))
@@ -249,8 +250,8 @@ class _Writer:
             os.close(fd)
         path.parent.mkdir(exist_ok=True)
         fd = self._files[path] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        _sync_directory(path.parent)
-        _sync_directory(path.parent.parent)
+        sync_directory(path.parent)
+        sync_directory(path.parent.parent)
         return fd
 
     def forget(self, run_id: str) -> None:
@@ -335,14 +336,6 @@ def _read_bytes(path: Path, offset: int, length: int) -> bytes:
 def _write_all(fd: int, data: memoryview) -> None:
     while data:
         data = data[os.write(fd, data) :]
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _disk_full() -> PistageError:

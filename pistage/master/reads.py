@@ -39,6 +39,11 @@ async def cluster_id(snapshot: Snapshot) -> str:
     return str(await snapshot.value("SELECT value FROM meta WHERE key = 'cluster_id'") or "")
 
 
+async def masters(snapshot: Snapshot) -> list[Row]:
+    """Where each master is reached, and what it knows."""
+    return await snapshot.rows("SELECT id, url, version, command_version FROM master ORDER BY id")
+
+
 async def live_attempts(snapshot: Snapshot, agent_id: str) -> list[LiveAttempt]:
     """What the agent should be at work on, oldest first."""
     rows = await snapshot.rows(
@@ -92,13 +97,16 @@ async def assignment(snapshot: Snapshot, attempt_id: str) -> wire.Assign:
     )
 
 
-async def earlier_request(snapshot: Snapshot, key: str, sha256: str, now: int) -> str | None:
-    """The run that a submission under this Idempotency-Key and with this body has made; None if it may make one."""
-    run_id = await snapshot.value(
-        "SELECT run_id FROM request WHERE key = ? AND sha256 = ? AND at >= ?",
+async def earlier_request(snapshot: Snapshot, key: str, sha256: str, now: int) -> list[tuple[str, int]] | None:
+    """Id and number of each run that a submission under this Idempotency-Key and with this body has made.
+
+    None if there was no such submission: this one may make them.
+    """
+    runs = await snapshot.value(
+        "SELECT runs FROM request WHERE key = ? AND sha256 = ? AND at >= ?",
         (key, sha256, now - limits.IDEMPOTENCY_KEPT_MS),
     )
-    return None if run_id is None else str(run_id)
+    return None if runs is None else [(run_id, number) for run_id, number in json.loads(runs)]
 
 
 async def agents_up(snapshot: Snapshot) -> list[tuple[str, int, str]]:

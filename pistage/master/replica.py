@@ -1,188 +1,322 @@
-"""The replica: `propose` is the only way to change the state. One loop owns log and state.
+"""The replica: `propose` is the only way to change the state, `read` makes sure of what it says.
 
-A proposal becomes a durable entry of the log, is committed, is applied to the state in the same order on every
-master, and only then answered. This is a group of one: an entry is committed once it is durable here.
+A proposal becomes an entry of the log, durable on a majority, is applied to the state in the same order on every
+master, and only then answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from pistage import wire
-from pistage.core import limits
+from pistage import raft, wire
+from pistage.core import commands, limits
 from pistage.core.commands import Command
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
-from pistage.master.owning import running
-from pistage.master.state import Reader, State
-from pistage.master.store import Entry, LogStore
+from pistage.master.driver import Carrier, Driver, Pace
+from pistage.master.pending import Pending, Proposal, outcome_unknown, refusal_of
+from pistage.master.state import Reader
+from pistage.master.store import DurableLog
 
 log = logging.getLogger(__name__)
 
-_TRIM_EVERY = limits.LOG_ENTRIES_KEPT // 2
+#: After this long without a majority, who proposed is told that the outcome is not known.
+OUTCOME_WAIT_S: Final = 15.0
+#: A read that could not be confirmed in this time is refused.
+READ_WAIT_S: Final = 5.0
+_HANDOVER_WAIT_S = 3.0
 Listener = Callable[[Outcome], None]
 
 
-@dataclass(slots=True)
-class _Proposal:
-    payload: bytes
-    answer: asyncio.Future[Outcome]
+class Nobody:
+    """The carrier of a group of one."""
+
+    def send(self, message: raft.Message) -> None:
+        """Lost."""
+
+    async def fetch_snapshot(self, source: str, index: int, path: Path) -> None:
+        """There is nobody to fetch from."""
+        raise PistageError(Code.UNAVAILABLE, f"no master {source}")
 
 
 class Replica:
-    """Use as `async with Replica(data_dir).running() as replica`; leaving it loses nothing that was answered."""
+    """Use as `async with Replica(log, data_dir).running() as replica`; leaving it loses nothing that was answered."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
-        self._queue: asyncio.Queue[_Proposal] = asyncio.Queue()
+    def __init__(
+        self,
+        durable_log: DurableLog,
+        data_dir: Path,
+        *,
+        carrier: Carrier | None = None,
+        pace: Pace | None = None,
+        entries_kept: int = 10_000,
+    ) -> None:
+        self._driver = Driver(
+            durable_log,
+            data_dir,
+            carrier=carrier or Nobody(),
+            observer=self,
+            pace=pace or Pace(),
+            entries_kept=entries_kept,
+        )
+        self.identity = durable_log.identity
+        self._pending = Pending()
+        self._proposals: list[Proposal] = []
         self._waiting_bytes = 0
+        self._newest_at = 0
         self._listeners: list[Listener] = []
-        self._failure: BaseException | None = None
-        self.term = 1
+        self._role_changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Replica]:
+        """Open the files, bring the state up to the log, and take part in the group until left."""
+        try:
+            async with self._driver.running():
+                yield self
+                await self._hand_over()
+        finally:
+            self._pending.give_up(PistageError(Code.UNAVAILABLE, "this master is stopping", hint="try again"))
+
+    async def _hand_over(self) -> None:
+        """A leader that stops on purpose leaves no gap: the others need not find out by waiting."""
+        leadership = self.node.leadership
+        if leadership is None:
+            return
+        heard = {peer: one for peer, one in leadership.followers.items() if one.heard_tick > self.node.now - 8}
+        voters = [voter for voter in self.membership.voters if voter in heard]
+        if voters:
+            try:
+                await self.transfer(max(voters, key=lambda voter: heard[voter].match))
+            except PistageError as error:
+                log.warning("leadership was not handed over: %s", error)
+
+    # --- what is known -------------------------------------------------------------------------------------------
+
+    @property
+    def node(self) -> raft.Node:
+        """To be looked at, never stepped."""
+        return self._driver.node
+
+    @property
+    def reader(self) -> Reader:
+        return self._driver.reader
 
     @property
     def applied_index(self) -> int:
-        return self._state.applied_index
+        return self._driver.state.position.index
+
+    @property
+    def digest(self) -> bytes:
+        """Of the state at `applied_index`."""
+        return self._driver.state.position.digest
+
+    @property
+    def term(self) -> int:
+        return self.node.term
+
+    @property
+    def leader(self) -> str | None:
+        """The node id of the leader, as far as is known."""
+        return self.node.leader
+
+    @property
+    def role_name(self) -> str:
+        """What this master is to the group, for people."""
+        return self.role_of(self.node_id)
+
+    def role_of(self, node_id: str) -> str:
+        """What a master is to the group, as far as this one knows."""
+        if node_id == self.leader:
+            return "leader"
+        if node_id in self.membership.learners:
+            return "learner"
+        if node_id not in self.membership.voters:
+            return "outsider"
+        return str(self.node.role) if node_id == self.node_id else "follower"
+
+    def heard_ms(self, tick: int) -> int:
+        """How long ago the node's clock was at `tick`."""
+        return round((self.node.now - tick) * self._driver.tick_s * 1000)
+
+    @property
+    def membership(self) -> raft.Config:
+        """The one in force here, committed or not."""
+        return self.node.log.config
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether this master leads, and its state holds everything that was committed before it did."""
+        leadership = self.node.leadership
+        return leadership is not None and self.applied_index >= leadership.first_index and not self._driver.is_closed
 
     @property
     def is_serving(self) -> bool:
-        return self._failure is None
+        """Whether a change that reaches this master can be made, by it or by the leader it knows."""
+        return not self._driver.is_closed and self.node.leader is not None and not self.node.writes.is_disk_full
 
     @property
-    def state_path(self) -> Path:
-        return self._state.path
+    def command_version(self) -> int:
+        """The newest version of commands that may be proposed."""
+        return self._driver.state.command_version
+
+    @property
+    def node_id(self) -> str:
+        return self.identity.node_id
+
+    @property
+    def leader_contact_s(self) -> float | None:
+        """How long ago a leader was heard, 0 where it is this master, None if none was heard since the start."""
+        return self._driver.leader_contact_s
+
+    @property
+    def lag_s(self) -> float:
+        """How late the loop was at the worst, in the last ten seconds."""
+        return self._driver.lag_s
 
     def on_applied(self, listener: Listener) -> None:
         """Call `listener` with each outcome, on the loop, in order; it must not block."""
         self._listeners.append(listener)
 
-    async def propose(self, command: Command) -> Outcome:
-        """Change the state; returns once that is durable and applied.
+    async def role_change(self) -> None:
+        """Wait for the next time that role, term, leader or `is_leading` may have changed."""
+        await self._role_changed.wait()
 
-        PistageError: the command's refusal; `unavailable` when too much waits (64 MiB); `storage` when the disk is
-        full.
+    async def until_leading(self) -> None:
+        """Wait until `is_leading`."""
+        while not self.is_leading:
+            await self.role_change()
+
+    async def until_deposed(self) -> None:
+        """Wait until not `is_leading`."""
+        while self.is_leading:
+            await self.role_change()
+
+    async def until_applied(self, index: int) -> None:
+        """Wait until the state here is at `index`."""
+        if self.applied_index < index:
+            await self._pending.until(index)
+
+    # --- what can be asked ---------------------------------------------------------------------------------------
+
+    async def propose(self, command: Command) -> Outcome:
+        """Change the state; returns once that is committed and applied here.
+
+        PistageError: the command's refusal; `unavailable` where this master does not lead, too much waits (64 MiB),
+        or the outcome is not known; `storage` when the disk is full.
         """
-        if self._failure is not None:
-            raise PistageError(Code.UNAVAILABLE, "this master is stopping: its disk or its state failed")
-        payload = wire.pack_command(command)
+        self._refuse_unless_able(command)
+        # Time in the log never goes back, whatever the clocks of the leaders say.
+        self._newest_at = max(self._newest_at, self._driver.state.position.at, command.at)
+        payload = wire.pack_command(replace(command, at=self._newest_at))
         if self._waiting_bytes + len(payload) > limits.UNCOMMITTED_BYTES_MAX:
             raise PistageError(Code.UNAVAILABLE, "too many changes wait for the disk", hint="try again in a second")
-        proposal = _Proposal(payload, asyncio.get_running_loop().create_future())
+        proposal = Proposal(payload, asyncio.get_running_loop().create_future())
         self._waiting_bytes += len(payload)
-        self._queue.put_nowait(proposal)
         # When it is answered, not when its proposer goes away: until then it waits in the queue.
         proposal.answer.add_done_callback(lambda _: self._make_room(len(payload)))
-        outcome = await asyncio.shield(proposal.answer)
+        if not self._proposals:
+            asyncio.get_running_loop().call_soon(self._propose_waiting)
+        self._proposals.append(proposal)
+        try:
+            async with asyncio.timeout(OUTCOME_WAIT_S):
+                outcome = await asyncio.shield(proposal.answer)
+        except TimeoutError:
+            raise outcome_unknown() from None
         if outcome.error is not None:
             raise outcome.error
         return outcome
 
+    def _refuse_unless_able(self, command: Command) -> None:
+        if self._driver.is_closed:
+            raise PistageError(Code.UNAVAILABLE, "this master is stopping: its disk or its state failed")
+        if self.node.writes.is_disk_full:
+            raise PistageError(Code.STORAGE, "the master's disk is full", hint="free some space; nothing was changed")
+        if commands.version_of(command) > self.command_version:
+            raise PistageError(
+                Code.UNAVAILABLE, "not every master knows this kind of change yet", hint="upgrade the others first"
+            )
+
     def _make_room(self, size: int) -> None:
         self._waiting_bytes -= size
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Replica]:
-        """Open the files, bring the state up to the log, and serve proposals until left."""
-        with (
-            ThreadPoolExecutor(1, "log") as log_thread,
-            ThreadPoolExecutor(1, "apply") as apply_thread,
-            ExitStack() as files,
-        ):
-            self._log_thread, self._apply_thread = log_thread, apply_thread
-            loop = asyncio.get_running_loop()
-            self._store = await loop.run_in_executor(log_thread, LogStore, self._data_dir / "raft.db")
-            # Closed by the thread that may still be at work in it, once it is through; leaving waits for that.
-            files.callback(log_thread.submit, self._store.close)
-            state_dir = self._data_dir / "state" / "1"
-            state_dir.mkdir(parents=True, exist_ok=True)
-            self._state = await loop.run_in_executor(apply_thread, State, state_dir / "state.db")
-            files.callback(apply_thread.submit, self._state.close)
-            await self._replay()
-            self.reader = Reader(self._state.path)
-            await self.reader.open()
-            try:
-                async with running(self._serve()):
-                    yield self
-            finally:
-                self._refuse_rest()
-                await self.reader.close()
+    def _propose_waiting(self) -> None:
+        proposals, self._proposals = self._proposals, []
+        token = self._pending.ask(lambda reply: self._pending.place(proposals, reply))
+        self._driver.step(raft.Propose(token=token, payloads=tuple(proposal.payload for proposal in proposals)))
 
-    async def _replay(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._state.applied_index > self._store.last_index:
-            raise PistageError(
-                Code.STORAGE,
-                f"the state is at index {self._state.applied_index}, but the log ends at {self._store.last_index}",
-                hint="raft.db and state/ belong together: restore both from one copy",
-            )
-        entries = await loop.run_in_executor(
-            self._log_thread, lambda: list(self._store.entries_after(self._state.applied_index))
-        )
-        if entries:
-            log.info("replaying %d entries from index=%d", len(entries), entries[0].index)
-        for start in range(0, len(entries), limits.APPLY_BATCH_MAX):
-            batch = entries[start : start + limits.APPLY_BATCH_MAX]
-            await loop.run_in_executor(self._apply_thread, self._state.apply, batch)
-
-    async def _serve(self) -> None:
-        while True:
-            batch = [await self._queue.get()]
-            while len(batch) < limits.APPLY_BATCH_MAX and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            try:
-                await self._commit(batch)
-            except BaseException as failure:
-                self._failure = failure
-                _answer(batch, PistageError(Code.UNAVAILABLE, "this master stopped before it knew the outcome"))
-                raise
-
-    async def _commit(self, batch: list[_Proposal]) -> None:
-        loop = asyncio.get_running_loop()
-        first = self._store.last_index + 1
-        entries = [Entry(first + n, self.term, proposal.payload) for n, proposal in enumerate(batch)]
+    async def read(self) -> None:
+        """Wait until the state here holds every change that was answered, anywhere, before this call."""
+        token, ready = self._pending.ask_to_read()
+        self._driver.step(raft.Read(token=token))
         try:
-            await loop.run_in_executor(self._log_thread, self._store.append, entries)
-        except PistageError as refusal:
-            _answer(batch, refusal)
-            return
-        outcomes = await loop.run_in_executor(self._apply_thread, self._state.apply, entries)
-        for proposal, outcome in zip(batch, outcomes, strict=True):
-            if not proposal.answer.done():
-                proposal.answer.set_result(outcome)
+            async with asyncio.timeout(READ_WAIT_S):
+                await self.until_applied(await ready)
+        except TimeoutError:
+            raise PistageError(
+                Code.UNAVAILABLE, "the masters have no majority now", hint="try again, or read with ?stale=1"
+            ) from None
+
+    async def change_membership(self, change: raft.Change) -> None:
+        """One step of one member; returns once it is committed. PistageError: why not."""
+        reply = await self._ask(lambda token: raft.Conf(token=token, change=change))
+        try:
+            async with asyncio.timeout(OUTCOME_WAIT_S):
+                await self.until_applied(reply.index)
+        except TimeoutError:
+            raise outcome_unknown() from None
+
+    async def transfer(self, target: str) -> None:
+        """Hand leadership to that node; returns once it leads. PistageError if it does not in time."""
+        await self._ask(lambda token: raft.Transfer(token=token, target=target))
+        try:
+            async with asyncio.timeout(_HANDOVER_WAIT_S):
+                while self.leader != target:
+                    await self.role_change()
+        except TimeoutError:
+            raise PistageError(
+                Code.UNAVAILABLE, f"master {target} did not take over in time", hint="is it running and caught up?"
+            ) from None
+
+    async def _ask(self, event_with: Callable[[int], raft.Conf | raft.Transfer]) -> raft.Reply:
+        answer: asyncio.Future[raft.Reply] = asyncio.get_running_loop().create_future()
+        self._driver.step(event_with(self._pending.ask(answer.set_result)))
+        reply = await answer
+        if reply.refusal is not None:
+            raise refusal_of(reply)
+        return reply
+
+    def receive(self, message: raft.Message) -> None:
+        """A message of another master's."""
+        self._driver.step(raft.Recv(message=message))
+
+    # --- what the driver tells -----------------------------------------------------------------------------------
+
+    def replied(self, reply: raft.Reply) -> None:
+        """The answer to a request."""
+        self._pending.on_reply(reply)
+
+    def read_ready(self, ready: raft.ReadReady) -> None:
+        """A read may be served."""
+        self._pending.on_read_ready(ready)
+
+    def applied(self, entries: Sequence[raft.Entry], outcomes: Sequence[Outcome]) -> None:
+        """These are in the state: answer who proposed them, tell who listens."""
+        self._pending.settle(entries, outcomes)
+        for outcome in outcomes:
             for listener in self._listeners:
                 listener(outcome)
-        if self._store.last_index - self._store.base_index > limits.LOG_ENTRIES_KEPT + _TRIM_EVERY:
-            await self._trim_if_there_is_space()
 
-    async def _trim_if_there_is_space(self) -> None:
-        try:
-            await self._trim()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                raise
-            # Trimming writes before it frees. Everything is answered already, and the next batch tries again.
-            log.warning("the disk is full: the log keeps its old entries for now")
+    def installed(self, index: int) -> None:
+        """The state is at `index` by another's snapshot."""
+        self._pending.reached(index)
 
-    async def _trim(self) -> None:
-        loop = asyncio.get_running_loop()
-        covered = await loop.run_in_executor(self._apply_thread, self._state.checkpoint)
-        if covered > limits.LOG_ENTRIES_KEPT:
-            await loop.run_in_executor(self._log_thread, self._store.trim, covered - limits.LOG_ENTRIES_KEPT)
-
-    def _refuse_rest(self) -> None:
-        rest = [self._queue.get_nowait() for _ in range(self._queue.qsize())]
-        _answer(rest, PistageError(Code.UNAVAILABLE, "this master is stopping", hint="try again"))
-
-
-def _answer(batch: list[_Proposal], refusal: PistageError) -> None:
-    for proposal in batch:
-        if not proposal.answer.done():
-            proposal.answer.set_exception(refusal)
-            proposal.answer.exception()  # its proposer may be gone; that is no news to anybody
+    def role_changed(self) -> None:
+        """Wake who waits for a leader, or for the end of one."""
+        self._role_changed.set()
+        self._role_changed = asyncio.Event()

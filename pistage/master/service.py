@@ -1,46 +1,43 @@
-"""A master, whole: opens its directory, founds or finds its cluster, listens, and closes in the reverse order."""
+"""A master, whole: opens its directory, founds or finds its group, listens, and closes in the reverse order."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 
-from aiohttp import web
-
-from pistage import wire
 from pistage.config import MasterConfig, is_loopback, split_address
-from pistage.core import ids, limits
-from pistage.core.commands import FoundCluster
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
-from pistage.master import reads
+from pistage.master import founding
 from pistage.master.api import http
 from pistage.master.api.context import Context
 from pistage.master.api.routes import Route, routes_of
 from pistage.master.api.submissions import Planner
+from pistage.master.directories import locked
 from pistage.master.dispatch import Dispatch
+from pistage.master.driver import Pace
+from pistage.master.listening import listening
 from pistage.master.logs import LogStore
+from pistage.master.members import Members
 from pistage.master.owning import running
+from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
+from pistage.master.snapshots import Snapshots
+from pistage.master.store import DurableLog
 
 log = logging.getLogger(__name__)
-
-_CLOSING_S = 2.0  # for requests under way, when the master stops
 
 
 class Master:
     """`async with Master(settings, token=token) as master:` serves at `master.url` until it is left.
 
-    PistageError `usage` before anything is touched: a listener beyond loopback without a token, a lease that no
-    heartbeat can keep, a directory that another master has open. If the disk or the state fails while serving, the
-    block is cancelled and the error raised.
+    One of several founders is entered only once the others are there. PistageError `usage` before anything is
+    touched: a listener beyond loopback without a token, a lease that no heartbeat can keep, a directory that another
+    master has open. If the disk or the state fails while serving, the block is cancelled and the error raised.
     """
 
     def __init__(self, settings: MasterConfig, *, token: str | None) -> None:
@@ -64,6 +61,7 @@ class Master:
                 f"a lease of {self._settings.lease:g} s is no more than two heartbeats: every agent would be lost",
                 hint="set lease to several times the heartbeat",
             )
+        self.url = founding.advertised(self._settings)
         async with AsyncExitStack() as stack:
             await self._start(stack, host, port)
             self._stack = stack.pop_all()
@@ -75,108 +73,95 @@ class Master:
         return await self._stack.__aexit__(kind, error, trace)
 
     async def _start(self, stack: AsyncExitStack, host: str, port: int) -> None:
+        settings, token = self._settings, self._token
+        stack.enter_context(locked(settings.data_dir))
+        durable_log = await founding.open_log(founding.founder_of(settings, token))
+        peers = Peers(lambda: founding.hello_of(durable_log.identity, self.url), token)
+        await stack.enter_async_context(running(peers.serve()))
+        replica = await stack.enter_async_context(self._replica(durable_log, peers).running())
+        peers.on_message(replica.receive)
+        context = self._context(stack, replica, peers)
+        await stack.enter_async_context(running(context.logs.serve(), context.members.serve()))
+        self.routes = routes_of(context)
+        bound_port = await stack.enter_async_context(
+            listening(
+                [(route.method, route.path, route.handler) for route in self.routes],
+                [http.explain_errors, http.require_token(token)],
+                host,
+                port,
+            )
+        )
+        stack.push_async_callback(context.sessions.close)
+        if port == 0:
+            self.url = self.url.removesuffix(":0") + f":{bound_port}"
+        await stack.enter_async_context(_taking_the_lead(context))
+        log.info("master=%s serves at %s", replica.node_id, self.url)
+
+    def _replica(self, durable_log: DurableLog, peers: Peers) -> Replica:
         settings = self._settings
-        data_dir = settings.data_dir
-        stack.enter_context(_locked(data_dir))
-        node_id = _node_id(data_dir)
-        replica = await stack.enter_async_context(Replica(data_dir).running())
-        await _found(replica)
-        logs = LogStore(data_dir / "logs", run_bytes_max=settings.run_log_max, free_bytes_min=settings.disk_free_min)
+        return Replica(
+            durable_log,
+            settings.data_dir,
+            carrier=peers,
+            pace=Pace.of(election_timeout_s=settings.election_timeout),
+            entries_kept=settings.log_entries_kept,
+        )
+
+    def _context(self, stack: AsyncExitStack, replica: Replica, peers: Peers) -> Context:
+        settings = self._settings
+        logs = LogStore(
+            settings.data_dir / "logs", run_bytes_max=settings.run_log_max, free_bytes_min=settings.disk_free_min
+        )
         stack.callback(logs.close)
         sessions = Sessions(replica, logs, heartbeat_s=settings.heartbeat, lease_s=settings.lease)
         dispatch = Dispatch(replica, sessions, logs, lease_s=settings.lease)
         sessions.on_change(dispatch.wake)
         run_signals = Signals()
         replica.on_applied(lambda outcome: _wake_runs(run_signals, outcome))
-        context = Context(
+        return Context(
             settings=settings,
-            node_id=node_id,
             has_token=self._token is not None,
             replica=replica,
+            peers=peers,
+            members=Members(replica, peers, seeds=settings.peers),
+            snapshots=Snapshots(settings.data_dir / "snapshots"),
             sessions=sessions,
             dispatch=dispatch,
             logs=logs,
-            planner=Planner(replica.state_path),
+            planner=Planner(lambda: replica.reader.path),
             run_signals=run_signals,
         )
-        await stack.enter_async_context(running(logs.serve(), dispatch.serve(), sessions.watch_the_clock()))
-        self.routes = routes_of(context)
-        bound_port = await stack.enter_async_context(_listening(self.routes, self._token, host, port))
-        stack.push_async_callback(sessions.close)
-        shown = "127.0.0.1" if host in {"0.0.0.0", "localhost"} else f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{bound_port}"
-        log.info("master=%s serves at %s", node_id, self.url)
 
 
-@contextmanager
-def _locked(data_dir: Path) -> Iterator[None]:
-    """Hold the directory for this process alone."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise PistageError(
-            Code.USAGE, f"cannot use the data directory {data_dir}: {error.strerror}", hint="set data_dir"
-        ) from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PistageError(
-                Code.CONFLICT, f"another master has {data_dir} open", hint="stop it, or set another data_dir"
-            ) from None
+@asynccontextmanager
+async def _taking_the_lead(context: Context) -> AsyncIterator[None]:
+    """Lead whenever this master is elected. One that is alone leads from the start."""
+    replica = context.replica
+    if replica.membership.voters == (replica.node_id,):
+        await replica.until_leading()
+        await context.members.found()
+    async with running(_lead(context)):
         yield
-    finally:
-        os.close(fd)
 
 
-def _node_id(data_dir: Path) -> str:
-    path = data_dir / "node"
-    if path.exists() and ids.is_id(known := path.read_text(encoding="ascii").strip()):
-        return known
-    made = wire.new_id()
-    path.write_text(made + "\n", encoding="ascii")
-    return made
-
-
-async def _found(replica: Replica) -> None:
-    async with replica.reader.snapshot() as snapshot:
-        known = await reads.cluster_id(snapshot)
-    if not known:
-        await replica.propose(FoundCluster(at=wire.now_ms(), cluster_id=wire.new_id()))
+async def _lead(context: Context) -> None:
+    replica = context.replica
+    while True:
+        await replica.until_leading()
+        log.info("term=%d this master leads", replica.term)
+        try:
+            await context.members.found()
+        except PistageError as refusal:
+            log.info("term=%d not for long: %s", replica.term, refusal)
+            continue
+        context.sessions.open()
+        async with running(context.dispatch.serve(), context.sessions.watch_the_clock(), context.members.lead()):
+            await replica.until_deposed()
+        leader = context.peers.url_of(replica.leader) if replica.leader else None
+        await context.sessions.close(leader=leader or "")
+        log.info("this master leads no longer")
 
 
 def _wake_runs(signals: Signals, outcome: Outcome) -> None:
     for run_id in outcome.runs:
         signals.wake(run_id)
-
-
-@asynccontextmanager
-async def _listening(routes: list[Route], token: str | None, host: str, port: int) -> AsyncIterator[int]:
-    app = web.Application(
-        client_max_size=limits.REQUEST_BODY_BYTES_MAX,
-        middlewares=[http.explain_errors, http.require_token(token)],
-    )
-    for route in routes:
-        app.router.add_route(route.method, route.path, route.handler)
-    # aiohttp closes a connection that has no whole request after the keep-alive time: our header timeout.
-    runner = web.AppRunner(
-        app, access_log=None, keepalive_timeout=limits.REQUEST_HEADER_TIMEOUT_S, shutdown_timeout=_CLOSING_S,
-        handler_cancellation=True,
-    )  # fmt: skip
-    await runner.setup()
-    try:
-        try:
-            site = web.TCPSite(runner, host, port, backlog=1024)
-            await site.start()
-        except OSError as error:
-            raise PistageError(
-                Code.USAGE, f"cannot listen on {host}:{port}: {error.strerror}", hint="set listen to a free port"
-            ) from None
-        yield _port_of(runner)
-    finally:
-        await runner.cleanup()
-
-
-def _port_of(runner: web.AppRunner) -> int:
-    return int(runner.addresses[0][1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ class Session:
     outgoing: asyncio.Queue[wire.ToAgent]
     run_of: dict[str, str] = field(default_factory=dict)  # attempt -> run, of this agent's own attempts
     is_closing: asyncio.Event = field(default_factory=asyncio.Event)
+    leader: str = ""  # where to go on, once it is closing
 
 
 class Sessions:
@@ -58,9 +60,15 @@ class Sessions:
         """Call `listener` when an agent has come or gone."""
         self._on_change = listener
 
-    async def close(self) -> None:
-        """End every session; the agents look for a master again."""
+    def open(self) -> None:
+        """This master leads from now on: every agent has a full lease to come here before it is judged."""
+        self._listening_since = time.monotonic()
+        self._last_heard.clear()
+
+    async def close(self, *, leader: str = "") -> None:
+        """End every session; the agents go to the leader that is named, or look for a master again."""
         for session in self._sessions.values():
+            session.leader = leader
             session.is_closing.set()
 
     def drop(self, agent_id: str) -> None:
@@ -219,6 +227,10 @@ class _Link:
         except* (ConnectionError, PistageError) as errors:
             log.warning("agent=%s: %s", self._session.name, errors.exceptions[0])
         finally:
+            with contextlib.suppress(ConnectionError):
+                if self._session.leader and not self._socket.closed:
+                    goodbye = wire.Goodbye(reason="another master leads now", leader=self._session.leader)
+                    await self._socket.send_bytes(wire.pack_message(goodbye))
             await self._socket.close()
 
     async def _read(self) -> None:

@@ -3,84 +3,158 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 
-from pistage import wire
+from pistage import raft, wire
 from pistage.core import machine
 from pistage.core.commands import Command
 from pistage.core.machine import Outcome
 from pistage.errors import PistageError
-from pistage.master.store import Entry
+from pistage.master.checksums import PageSums, damaged, is_full
 
 log = logging.getLogger(__name__)
 
+_CHECKPOINT_BYTES = 8 << 20  # of the write-ahead log
+_CHECKPOINT_ENTRIES = 2_000
 _READERS = 4  # reads of the API wait for a connection rather than pile up threads
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What came of a batch: an outcome an entry, and the digest of the state after each."""
+
+    outcomes: list[Outcome]
+    digests: tuple[bytes, ...]
 
 
 class State:
     """The writer. Not thread-safe: every call comes from one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, membership: str = "") -> None:
+        """Open the state, or begin one with that `membership`. PistageError `storage` if the file is damaged."""
         self.path = path
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")  # power loss gives an older state; the log brings it up again
-        self._db.execute("BEGIN IMMEDIATE")
-        machine.create_tables(self._db)
-        self._db.execute("COMMIT")
-        self.applied_index = machine.applied_index(self._db)
+        self._sums = PageSums(path)
+        try:
+            mark = self._sums.verify()
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")  # power loss gives an older state; the log mends it
+            self._db.execute("PRAGMA wal_autocheckpoint = 0")
+            self._db.execute("BEGIN IMMEDIATE")
+            machine.create_tables(self._db)
+            self._db.execute("COMMIT")
+            self.position = machine.position(self._db)
+        except sqlite3.DatabaseError as error:
+            raise damaged(path, str(error)) from None
+        self.durable_index = 0  # up to here the log is not needed to bring the state up
+        if self.position.index < mark:
+            raise damaged(path.with_name(f"{path.name}-wal"), f"it has lost what came after {self.position.index}")
+        if not self.position.membership:
+            self.position = replace(self.position, membership=membership)
+        self.command_version = machine.command_version(self._db)
+        self._checkpoint_at = 0
+        self.checkpoint()
 
-    def apply(self, entries: Sequence[Entry]) -> list[Outcome]:
-        """Apply committed entries and their index in one transaction.
+    def apply(self, entries: Sequence[raft.Entry]) -> Applied:
+        """Apply committed entries and their place in the log in one transaction.
 
         A full disk is waited out: the entries are committed, so there is no way but forward.
         """
         while True:
             try:
-                return self._apply(entries)
+                applied = self._apply(entries)
+                self._checkpoint_if_due()
+                return applied
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
                     raise
                 log.error("the disk is full: state.db waits for space at index=%d", entries[0].index)
                 time.sleep(1.0)
 
-    def _apply(self, entries: Sequence[Entry]) -> list[Outcome]:
+    def _apply(self, entries: Sequence[raft.Entry]) -> Applied:
+        position = self.position
+        outcomes, digests = [], []
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            outcomes = [machine.apply(self._db, entry.index, _command_in(entry)) for entry in entries]
-            machine.set_position(self._db, machine.Position(index=entries[-1].index, term=entries[-1].term))
+            for entry in entries:
+                if entry.index != position.index + 1:
+                    raise AssertionError(f"entry {entry.index} is not the one after {position.index}")
+                position, outcome = self._apply_one(position, entry)
+                outcomes.append(outcome)
+                digests.append(position.digest)
+            machine.set_position(self._db, position)
             self._db.execute("COMMIT")
         finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-        self.applied_index = entries[-1].index
-        return outcomes
+        self.position = position
+        self.command_version = machine.command_version(self._db)
+        return Applied(outcomes, tuple(digests))
 
-    def checkpoint(self) -> int:
-        """Make the state durable as far as it goes; returns the index up to which the log is not needed for it."""
-        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        busy, wal_frames, done_frames = self._db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-        return self.applied_index if not busy and wal_frames == done_frames else 0
+    def _apply_one(self, position: machine.Position, entry: raft.Entry) -> tuple[machine.Position, Outcome]:
+        outcome, at, membership = Outcome(), position.at, position.membership
+        match entry.kind:
+            case raft.Kind.NORMAL:
+                command = _command_in(entry)
+                outcome, at = machine.apply(self._db, entry.index, command), max(at, command.at)
+            case raft.Kind.CONFIG:
+                membership = entry.payload.decode()
+                machine.forget_all_but(self._db, raft.Config.decode(entry.payload).members)
+            case raft.Kind.NOOP:
+                pass
+        digest = _digest(position.digest, entry, outcome)
+        position = machine.Position(
+            index=entry.index, term=entry.term, digest=digest, at=at, membership=membership
+        )  # fmt: skip
+        return position, outcome
+
+    def checkpoint(self) -> None:
+        """Make the state durable as far as it goes, and `durable_index` say so; a reader may hold that up."""
+        try:
+            if self._sums.checkpoint(self._db, self.position.index):
+                self.durable_index = self.position.index
+        except (OSError, sqlite3.OperationalError) as error:
+            if not is_full(error):
+                raise
+            log.warning("the disk is full: the state stays in its write-ahead log for now")
+
+    def _checkpoint_if_due(self) -> None:
+        size = self._sums.log_bytes
+        if size >= self._checkpoint_at or self.position.index >= self.durable_index + _CHECKPOINT_ENTRIES:
+            self.checkpoint()
+            # One that a reader held up is not tried again with every batch.
+            self._checkpoint_at = self._sums.log_bytes + _CHECKPOINT_BYTES
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Close the file, after every reader of it."""
+        self._sums.close(self._db, self.position.index)
 
 
-def _command_in(entry: Entry) -> Command:
+def _command_in(entry: raft.Entry) -> Command:
     try:
         return wire.unpack_command(entry.payload)
     except PistageError as error:
         # Skipping it would part this master from the others; it must stop here and be upgraded.
         raise RuntimeError(f"entry {entry.index} holds a command that this version does not know: {error}") from None
+
+
+def _digest(before: bytes, entry: raft.Entry, outcome: Outcome) -> bytes:
+    """Of everything that went into the state and came out of it (I5: equal at equal indexes on every master)."""
+    said = [dict(outcome.value), outcome.error and [outcome.error.code, outcome.error.message]]
+    head = b"%d.%d." % (entry.index, entry.term)
+    told = json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+    return blake2b(b"".join((before, head, entry.payload, told)), digest_size=16).digest()
 
 
 class Snapshot:
@@ -112,17 +186,16 @@ class Reader:
     """Read-only connections to the state; they never checkpoint (SQLite before 3.51.3 could lose data by that)."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._free: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue()
-        self._all: list[aiosqlite.Connection] = []
+        self._moving = asyncio.Lock()
 
     async def open(self) -> None:
         """Open the connections; to be called once, on the loop that reads."""
         for _ in range(_READERS):
-            db = await aiosqlite.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None)
+            db = await aiosqlite.connect(f"file:{self.path}?mode=ro", uri=True, isolation_level=None)
             db.row_factory = sqlite3.Row
             await db.execute("PRAGMA wal_autocheckpoint = 0")
-            self._all.append(db)
             self._free.put_nowait(db)
 
     @asynccontextmanager
@@ -139,7 +212,15 @@ class Reader:
         finally:
             self._free.put_nowait(db)
 
+    async def move(self, path: Path) -> None:
+        """Read another state from now on; waits for those who read the one before."""
+        async with self._moving:
+            await self.close()
+            self.path = path
+            await self.open()
+
     async def close(self) -> None:
-        """Close the connections."""
-        for db in self._all:
+        """Close the connections, each when its reader is through."""
+        for _ in range(_READERS):
+            db = await self._free.get()
             await db.close()

@@ -1,50 +1,61 @@
-"""The log on disk, `raft.db`: entries with a chained CRC and the hard state, one fsync a batch."""
+"""The log on disk, `raft.db`: who this master is, its term and vote, and the entries, one fsync a batch.
+
+Beside it `raft.mark` counts the writes that were durable: SQLite silently drops the end of its own write-ahead log from
+the first damaged byte on, and a vote or an entry that is lost so must not be forgotten in silence.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pistage import raft
 from pistage.errors import Code, PistageError
+from pistage.master.checksums import PageSums, damaged, is_full
+from pistage.master.directories import sync_directory
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS hard_state (
+CREATE TABLE IF NOT EXISTS node (
   only INTEGER PRIMARY KEY CHECK (only = 1),
+  node_id TEXT NOT NULL,
+  group_id TEXT NOT NULL,
+  founders TEXT NOT NULL, -- JSON: node id -> URL
   term INTEGER NOT NULL,
-  vote TEXT NOT NULL
+  vote TEXT,
+  base_index INTEGER NOT NULL, -- the entry before the first one kept, the membership as of there
+  base_term INTEGER NOT NULL,
+  base_config TEXT NOT NULL,
+  base_crc INTEGER NOT NULL, -- where the chain of CRCs begins
+  generation INTEGER NOT NULL, -- which state/<generation> belongs to this log
+  writes INTEGER NOT NULL -- how many transactions there have been
 );
 CREATE TABLE IF NOT EXISTS entries (
   idx INTEGER PRIMARY KEY,
   term INTEGER NOT NULL,
+  kind TEXT NOT NULL,
   payload BLOB NOT NULL,
-  crc INTEGER NOT NULL -- of the previous entry's crc, idx, term and payload
+  crc INTEGER NOT NULL -- of the previous entry's crc, and of all of this one
 );
--- The entry before the first one kept: where the chain of CRCs begins.
-CREATE TABLE IF NOT EXISTS base (
-  only INTEGER PRIMARY KEY CHECK (only = 1),
-  idx INTEGER NOT NULL,
-  term INTEGER NOT NULL,
-  crc INTEGER NOT NULL
-);
-INSERT OR IGNORE INTO hard_state (only, term, vote) VALUES (1, 0, '');
-INSERT OR IGNORE INTO base (only, idx, term, crc) VALUES (1, 0, 0, 0);
 """
+_CHECKPOINT_BYTES = 4 << 20  # of the write-ahead log; what is written over and over again stays in memory until then
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One command in the log; `payload` is opaque here."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this master is: its own id, never used twice; its group; and who founded it, at which URLs."""
 
-    index: int
-    term: int
-    payload: bytes
+    node_id: str
+    group_id: str
+    founders: dict[str, str]
 
 
-class LogStore:
-    """The log. Not thread-safe: every call comes from one thread at a time.
+class DurableLog:
+    """Not thread-safe: every call comes from one thread at a time.
 
     A full disk is PistageError `storage` and nothing has changed; any other failure of the disk is
     sqlite3.OperationalError, after which the process must end: what the kernel has kept is unknown (ATC '20,
@@ -52,77 +63,170 @@ class LogStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
-        self.base_index, self._base_crc = self._db.execute("SELECT idx, crc FROM base").fetchone()
-        self.last_index, self._last_crc = self._verify()
+        """Open what `create` made. PistageError `storage` for a log that is damaged, or has lost its end."""
+        self._sums = PageSums(path)
+        self._mark_path = path.with_name("raft.mark")
+        try:
+            self._sums.verify()
+            self._db = _opened(path)
+            self._load()
+        except sqlite3.DatabaseError as error:
+            raise damaged(path, str(error)) from None
+        self._mark_fd = os.open(self._mark_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._unmoved_bytes = _CHECKPOINT_BYTES  # unknown: the first write finds out
 
-    def append(self, entries: Sequence[Entry]) -> None:
-        """Make the entries durable in one transaction and one fsync; the first follows the last one here."""
-        if entries[0].index != self.last_index + 1:
-            raise AssertionError(f"entry {entries[0].index} does not follow {self.last_index}")
-        crc = self._last_crc
-        rows = []
-        for entry in entries:
+    @staticmethod
+    def create(path: Path, identity: Identity, base: raft.Base, *, term: int = 0, generation: int = 1) -> None:
+        """Make the log of a master that has none; it appears whole, or not at all."""
+        fresh = path.with_name("raft.new")
+        for leftover in path.parent.glob("raft.new*"):
+            leftover.unlink()
+        db = _opened(fresh)
+        db.executescript(_SCHEMA)
+        founders = json.dumps(identity.founders, sort_keys=True)
+        config = base.config.encode().decode()
+        db.execute(
+            "INSERT INTO node (only, node_id, group_id, founders, term, vote, base_index, base_term, base_config,"
+            " base_crc, generation, writes) VALUES (1, ?, ?, ?, ?, NULL, ?, ?, ?, 0, ?, 0)",
+            (identity.node_id, identity.group_id, founders, term, base.index, base.term, config, generation),
+        )
+        PageSums(fresh).close(db, 0)
+        path.with_name("raft.mark").unlink(missing_ok=True)
+        fresh.with_name("raft.new-sums").replace(path.with_name(f"{path.name}-sums"))
+        fresh.replace(path)
+        sync_directory(path.parent)
+
+    def _load(self) -> None:
+        row = self._db.execute(
+            "SELECT node_id, group_id, founders, term, vote, base_index, base_term, base_config, base_crc, generation,"
+            " writes FROM node"
+        ).fetchone()
+        self.identity = Identity(node_id=row[0], group_id=row[1], founders=json.loads(row[2]))
+        self.hard_state = raft.HardState(term=row[3], vote=row[4])
+        self.base = raft.Base(index=row[5], term=row[6], config=raft.Config.decode(row[7].encode()))
+        self._base_crc, self.generation, self._writes = row[8], row[9], row[10]
+        self.entries = self._verified()
+        self.last_index = self.entries[-1].index if self.entries else self.base.index
+        if self._mark_path.exists() and self._writes < (known := _number_in(self._mark_path)):
+            raise damaged(self._path, f"its last {known - self._writes} writes are gone")
+
+    @property
+    def _path(self) -> Path:
+        return self._sums.path
+
+    def _verified(self) -> list[raft.Entry]:
+        index, crc = self.base.index, self._base_crc
+        entries = []
+        for row in self._db.execute("SELECT idx, term, kind, payload, crc FROM entries ORDER BY idx"):
+            entry = raft.Entry(index=row[0], term=row[1], kind=raft.Kind(row[2]), payload=row[3])
             crc = _chained(crc, entry)
-            rows.append((entry.index, entry.term, entry.payload, crc))
-        self._transact("INSERT INTO entries (idx, term, payload, crc) VALUES (?, ?, ?, ?)", rows)
-        self.last_index, self._last_crc = entries[-1].index, crc
+            if entry.index != index + 1 or crc != row[4]:
+                raise damaged(self._path, f"the check sum of its entry {entry.index} does not match")
+            index = entry.index
+            entries.append(entry)
+        self._last_crc = crc
+        return entries
 
-    def entries_after(self, index: int) -> Iterator[Entry]:
-        """Every entry with a higher index, in order."""
-        if index < self.base_index:
-            raise AssertionError(f"entries up to {self.base_index} are gone, asked for those after {index}")
-        for row in self._db.execute("SELECT idx, term, payload FROM entries WHERE idx > ? ORDER BY idx", (index,)):
-            yield Entry(*row)
+    def forget_entries(self) -> None:
+        """Let go of `entries`, once whoever needs them has them."""
+        self.entries = []
 
-    def trim(self, index: int) -> None:
-        """Forget entries up to and including `index`, which a durable state must cover."""
-        row = self._db.execute("SELECT term, crc FROM entries WHERE idx = ?", (index,)).fetchone()
-        if row is None:
-            return
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("UPDATE base SET idx = ?, term = ?, crc = ?", (index, *row))
-            self._db.execute("DELETE FROM entries WHERE idx <= ?", (index,))
-        self.base_index = index
-
-    def close(self) -> None:
-        """Close the file; everything appended is durable already."""
-        self._db.close()
-
-    def _transact(self, statement: str, rows: list[tuple[int, int, bytes, int]]) -> None:
+    def write(self, writes: Sequence[raft.Persist]) -> None:
+        """Make all of them durable, in order, in one transaction and one fsync."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(statement, rows)
+            last_index, last_crc, generation = self.last_index, self._last_crc, self.generation
+            size = 0
+            for write in writes:
+                size += self._carry_out(write)
+            self._db.execute("UPDATE node SET writes = writes + 1, generation = ?", (self.generation,))
             self._db.execute("COMMIT")
         except sqlite3.OperationalError as error:
+            self.last_index, self._last_crc, self.generation = last_index, last_crc, generation
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise PistageError(
-                    Code.STORAGE, "the master's disk is full", hint="free some space; nothing was changed"
-                ) from None
-            raise
+            raise _as_refusal(error) from None
+        self._writes += 1
+        os.pwrite(self._mark_fd, self._writes.to_bytes(8, "little"), 0)
+        self._unmoved_bytes += size + 16384
+        if self._unmoved_bytes > _CHECKPOINT_BYTES:
+            self._checkpoint()
 
-    def _verify(self) -> tuple[int, int]:
-        index, crc = self.base_index, self._base_crc
-        for row in self._db.execute("SELECT idx, term, payload, crc FROM entries ORDER BY idx"):
-            entry = Entry(*row[:3])
+    def _carry_out(self, write: raft.Persist) -> int:
+        db = self._db
+        if write.hard_state is not None:
+            db.execute("UPDATE node SET term = ?, vote = ?", (write.hard_state.term, write.hard_state.vote))
+        if write.install is not None:
+            db.execute("DELETE FROM entries")
+            self._set_base(write.install, 0)
+            self.last_index, self._last_crc = write.install.index, 0
+            self.generation += 1
+        if write.base is not None:
+            row = db.execute("SELECT crc FROM entries WHERE idx = ?", (write.base.index,)).fetchone()
+            self._set_base(write.base, row[0])
+            db.execute("DELETE FROM entries WHERE idx <= ?", (write.base.index,))
+        if write.truncate_from is not None:
+            db.execute("DELETE FROM entries WHERE idx >= ?", (write.truncate_from,))
+            self.last_index = write.truncate_from - 1
+            self._last_crc = self._crc_at(self.last_index)
+        crc, rows, size = self._last_crc, [], 0
+        for entry in write.entries:
             crc = _chained(crc, entry)
-            if entry.index != index + 1 or crc != row[3]:
-                raise PistageError(
-                    Code.STORAGE,
-                    f"the log is damaged at entry {entry.index}: its check sum does not match",
-                    hint="restore this master's data directory from a copy; it was not touched",
-                )
-            index = entry.index
-        return index, crc
+            rows.append((entry.index, entry.term, entry.kind, entry.payload, crc))
+            size += len(entry.payload)
+        if rows:
+            if rows[0][0] != self.last_index + 1:
+                raise AssertionError(f"entry {rows[0][0]} does not follow {self.last_index}")
+            db.executemany("INSERT INTO entries (idx, term, kind, payload, crc) VALUES (?, ?, ?, ?, ?)", rows)
+            self.last_index, self._last_crc = rows[-1][0], crc
+        return size
+
+    def _set_base(self, base: raft.Base, crc: int) -> None:
+        self._db.execute(
+            "UPDATE node SET base_index = ?, base_term = ?, base_config = ?, base_crc = ?",
+            (base.index, base.term, base.config.encode().decode(), crc),
+        )
+
+    def _crc_at(self, index: int) -> int:
+        row = self._db.execute("SELECT crc FROM entries WHERE idx = ?", (index,)).fetchone()
+        row = row or self._db.execute("SELECT base_crc FROM node WHERE base_index = ?", (index,)).fetchone()
+        return int(row[0])
+
+    def _checkpoint(self) -> None:
+        try:
+            self._sums.checkpoint(self._db, 0)
+        except (OSError, sqlite3.OperationalError) as error:
+            # Everything is durable where it is. Moving it needs space, and comes back with the next write.
+            if not is_full(error):
+                raise
+            return
+        self._unmoved_bytes = 0
+
+    def close(self) -> None:
+        """Close the file; everything written is durable already."""
+        self._sums.close(self._db, 0)
+        os.close(self._mark_fd)
 
 
-def _chained(previous: int, entry: Entry) -> int:
-    head = b"%d.%d.%d." % (previous, entry.index, entry.term)
+def _opened(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA wal_autocheckpoint = 0")
+    return db
+
+
+def _chained(previous: int, entry: raft.Entry) -> int:
+    head = b"%d.%d.%d.%b." % (previous, entry.index, entry.term, entry.kind.encode())
     return zlib.crc32(entry.payload, zlib.crc32(head))
+
+
+def _number_in(path: Path) -> int:
+    return int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def _as_refusal(error: sqlite3.OperationalError) -> Exception:
+    if not is_full(error):
+        return error
+    return PistageError(Code.STORAGE, "the master's disk is full", hint="free some space on it")

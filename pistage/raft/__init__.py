@@ -36,7 +36,7 @@ dissertation).
 3. When the state is durable through some index (a checkpoint has completed), pass `Compact`, some entries short of it,
    so that a follower that was away for a moment needs no snapshot.
 
-**Starting.** Read the hard state, the base and the entries from the disk, and the applied index from the state; `Node`
+**Starting.** Read the hard state, the base and the entries from the disk, the applied index and digest from the state; `Node`
 refuses a state and a log that do not belong together. Nothing else is remembered: the commit index is learnt again.
 Damage that the disk shows (a broken chain of checksums, a log that ends before what was known durable) is not for the
 core to mend: the node must be removed and come back under a new name as a learner, because a voter that forgets is two.

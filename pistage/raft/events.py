@@ -66,9 +66,10 @@ class Compact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapInstalled:
-    """A snapshot was fetched and verified, and lies beside the state; `base` was read from the file itself."""
+    """A snapshot was fetched and verified, and lies beside the state; all of this was read from the file itself."""
 
     base: Base
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,8 +26,9 @@ class Node:
     """`step(event)` is the only way in; what it returns is to be carried out in order before anything else happens.
 
     Made at the start of a process from what the disk holds: `hard_state`, the `base` where the log begins, the
-    `entries` after it, and `applied`, the index that the state has reached. A node that founds a group has a base
-    of index 0 whose config names all founders, the same on each; one that joins has an empty config.
+    `entries` after it, and `applied`, the index that the state has reached, with the `digest` it has there. A node that
+    founds a group has a base of index 0 whose config names all founders, the same on each; one that joins has an empty
+    config.
     `rng` spreads the elections and numbers forwarded reads: seed it differently on every node and at every start.
     """
 
@@ -40,6 +41,7 @@ class Node:
         base: Base | None = None,
         entries: Sequence[Entry] = (),
         applied: int = 0,
+        digest: bytes = b"",
         settings: Settings | None = None,
     ) -> None:
         self.id = node_id
@@ -58,6 +60,7 @@ class Node:
         self.applied = applied
         self.applying = applied  # handed to the driver through here
         self.digests = Digests(self.settings.digests_kept)
+        self.digests.applied(applied, (digest,), 0)
         self.writes = Writes(self.log.last_index)
         self.now = 0  # ticks since the start
         self.heard_tick = -self.settings.election_ticks  # when a leader was last heard
@@ -97,8 +100,8 @@ class Node:
                 self._applied(event)
             case e.Compact(index=index):
                 snapshots.compact(self, index)
-            case e.SnapInstalled(base=base):
-                snapshots.installed(self, base)
+            case e.SnapInstalled():
+                snapshots.installed(self, event)
             case e.SnapFailed():
                 self.fetching = None
             case e.Transfer():

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pistage.raft import events as e
 from pistage.raft import messages as m
 from pistage.raft.actions import InstallSnap
-from pistage.raft.log import Base
 from pistage.raft.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def on_offer(node: Node, message: m.SnapOffer) -> None:
         node.emit(InstallSnap(source=message.src, index=message.index))
 
 
-def installed(node: Node, base: Base) -> None:
+def installed(node: Node, event: e.SnapInstalled) -> None:
     """A verified snapshot is at hand; take it if it is news. One write changes log and state together.
 
     Only from who leads still: the acknowledgement below tells the leader of this term that we share its log through
@@ -53,6 +53,7 @@ def installed(node: Node, base: Base) -> None:
     if node.fetching is None:
         return
     (leader, _), node.fetching = node.fetching, None
+    base = event.base
     if base.index <= node.commit:
         return
     if node.log.has(base.index, base.term):
@@ -62,4 +63,5 @@ def installed(node: Node, base: Base) -> None:
         node.writes.truncate_from(base.index + 1)
         node.commit = node.applied = node.applying = base.index
         node.write(install=base)
+        node.digests.applied(base.index, (event.digest,), node.now)
     node.promise(m.AppendResp(src=node.id, dst=leader, term=node.term, match_index=base.index))

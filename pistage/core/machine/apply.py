@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import assert_never
 
 from pistage.core import commands as c
-from pistage.core.machine import actions, agents, attempts, masters, runs
+from pistage.core.machine import actions, agents, attempts, masters, runs, submissions
 from pistage.core.machine.outcome import Outcome, Turn
 from pistage.errors import PistageError
 
@@ -28,6 +28,7 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
     db.execute("SAVEPOINT command")
     try:
         value = _carry_out(turn, command)
+        turn.write_events()
     except PistageError as refusal:
         db.execute("ROLLBACK TO command")
         db.execute("RELEASE command")
@@ -50,7 +51,9 @@ def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PL
         case c.DeleteAction():
             return actions.delete(turn, command)
         case c.SubmitRun():
-            return runs.submit(turn, command)
+            return submissions.submit(turn, command)
+        case c.SubmitRuns():
+            return submissions.submit_many(turn, command)
         case c.CancelRun():
             return runs.cancel(turn, command)
         case c.RegisterAgent():

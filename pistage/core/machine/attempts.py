@@ -41,7 +41,7 @@ def assign(turn: Turn, command: c.AssignTask) -> dict[str, object]:
         command.run_id, "task_assigned", task=command.task, attempt=command.attempt_id, agent=command.agent_id,
         number=number,
     )  # fmt: skip
-    runs.settle(turn, command.run_id)
+    runs.start(turn, command.run_id)
     turn.effects.append(SendAssignment(attempt_id=command.attempt_id, agent_id=command.agent_id))
     return {"fence": turn.index}
 
@@ -146,7 +146,7 @@ def end(turn: Turn, attempt_id: str, result: Result, *, at: int | None = None) -
         )  # fmt: skip
     else:
         runs.end_task(turn, task, State(state), result.state, result.reason)
-    runs.settle(turn, task.run_id)
+        runs.settle(turn, task.run_id)
 
 
 def _policy_in(spec: str) -> Retry:

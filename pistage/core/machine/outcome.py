@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pistage.core import codec
 from pistage.errors import PistageError
 
 # An agent of a hundred places that is lost can end as many runs, and each skips up to 2,000 tasks; the id stays exact
@@ -70,7 +70,7 @@ class TaskKey:
 class Turn:
     """One command being applied: the connection, and what has come of it so far."""
 
-    __slots__ = ("_events", "at", "db", "effects", "index", "runs")
+    __slots__ = ("_events", "_rows", "at", "db", "effects", "index", "runs")
 
     def __init__(self, db: sqlite3.Connection, index: int, at: int) -> None:
         self.db = db
@@ -79,13 +79,21 @@ class Turn:
         self.effects: list[Effect] = []
         self.runs: dict[str, None] = {}
         self._events = 0
+        self._rows: list[tuple[int, str, int, str, str]] = []
 
     def record(self, run_id: str, kind: str, **fields: object) -> None:
-        """Add an event to the history of a run."""
+        """Add an event to the history of a run; `write_events` puts it there."""
+        self.record_text(run_id, kind, codec.canonical_json(fields))
+
+    def record_text(self, run_id: str, kind: str, fields: str) -> None:
+        """The same, for who has the fields in JSON already."""
         if self._events >= 1 << _EVENT_BITS:
             raise AssertionError(f"more than {1 << _EVENT_BITS:,} events from one command")
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        row = ((self.index << _EVENT_BITS) | self._events, run_id, self.at, kind, text)
-        self.db.execute("INSERT INTO event (id, run_id, at, kind, fields) VALUES (?, ?, ?, ?, ?)", row)
+        self._rows.append(((self.index << _EVENT_BITS) | self._events, run_id, self.at, kind, fields))
         self._events += 1
         self.runs[run_id] = None
+
+    def write_events(self) -> None:
+        """Write what was recorded: one statement for all of it."""
+        self.db.executemany("INSERT INTO event (id, run_id, at, kind, fields) VALUES (?, ?, ?, ?, ?)", self._rows)
+        self._rows.clear()

@@ -1,78 +1,16 @@
-"""Runs: submitted, cancelled, and settled again whenever one of their tasks has changed."""
+"""Runs: cancelled, and settled again whenever one of their tasks has changed."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Collection
 
-from pistage.core import codec, limits
 from pistage.core import commands as c
 from pistage.core.machine.outcome import CancelAttempt, ReleaseRun, TaskKey, Turn
+from pistage.core.machine.settling import Waiting, moves, run_state
 from pistage.core.model import State, check_transition
-from pistage.core.plan import Plan, Task, When
+from pistage.core.plan import When
 from pistage.errors import Code, PistageError
-
-_INSERT_RUN = """
-INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, plan, source, notes, created_at)
-VALUES (?, ?, ?, ?, ?, 'pending', '', ?, ?, ?, ?, '[]', ?)
-"""
-_INSERT_TASK = """
-INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, spec, gang,
-                  cpus_milli, memory_bytes, gpus, ready_at, attempts, failures)
-VALUES (?, ?, ?, 'pending', '', ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, '{}')
-"""
-_NEXT_NUMBER = """
-INSERT INTO pipeline (project, name, last_number) VALUES (?, ?, 1)
-ON CONFLICT (project, name) DO UPDATE SET last_number = last_number + 1
-RETURNING last_number
-"""
-
-
-def submit(turn: Turn, command: c.SubmitRun) -> dict[str, object]:
-    """Make the run and its tasks; a repeat of the same request is answered with the run it made."""
-    if command.request_key is not None and (earlier := _earlier_request(turn, command)) is not None:
-        return {"run_id": earlier, "is_new": False}
-    plan = command.plan
-    number = turn.db.execute(_NEXT_NUMBER, (command.project, plan.name)).fetchone()[0]
-    head = codec.to_json(Plan, replace(plan, tasks=()))
-    row = (command.run_id, command.project, plan.name, number, command.owner, plan.priority, plan.queue, head)
-    turn.db.execute(_INSERT_RUN, (*row, command.source, command.at))
-    turn.record(command.run_id, "run_submitted", name=plan.name, number=number, owner=command.owner)
-    move_run(turn, command.run_id, State.PENDING, State.QUEUED)
-    for position, task in enumerate(plan.tasks):
-        turn.db.execute(_INSERT_TASK, _task_row(command.run_id, position, task))
-        if task.skip_reason is not None:
-            key = TaskKey(command.run_id, position, task.name)
-            end_task(turn, key, State.PENDING, State.SKIPPED, task.skip_reason)
-    settle(turn, command.run_id)
-    return {"run_id": command.run_id, "number": number, "is_new": True}
-
-
-def _task_row(run_id: str, position: int, task: Task) -> tuple[object, ...]:
-    needs = json.dumps(list(task.needs), ensure_ascii=False)
-    spec = codec.to_json(Task, task)
-    room = task.resources
-    wanted = (room.cpus_milli or 0, room.memory_bytes or 0, room.gpus)
-    return (run_id, position, task.name, needs, task.when, int(task.skip_reason is not None), spec, task.gang, *wanted)
-
-
-def _earlier_request(turn: Turn, command: c.SubmitRun) -> str | None:
-    # What is kept is forgotten by the clock of the log, never by a local one (dissertation §6.3).
-    turn.db.execute("DELETE FROM request WHERE at < ?", (command.at - limits.IDEMPOTENCY_KEPT_MS,))
-    row = turn.db.execute("SELECT sha256, run_id FROM request WHERE key = ?", (command.request_key,)).fetchone()
-    if row is None:
-        turn.db.execute(
-            "INSERT INTO request (key, sha256, run_id, at) VALUES (?, ?, ?, ?)",
-            (command.request_key, command.request_sha256, command.run_id, command.at),
-        )
-        return None
-    if row[0] != command.request_sha256:
-        raise PistageError(
-            Code.CONFLICT,
-            "this Idempotency-Key came before with another body",
-            hint="use a new key for a new submission",
-        )
-    return str(row[1])
 
 
 def cancel(turn: Turn, command: c.CancelRun) -> dict[str, object]:
@@ -103,58 +41,55 @@ SELECT id, agent_id FROM attempt WHERE run_id = ? AND state IN ('queued', 'runni
 
 def settle(turn: Turn, run_id: str) -> None:
     """Bring pending tasks and the run itself to where its tasks have got to."""
+    # Only where something waits are all tasks read: the end of one of 2,000 that need nothing must not cost 2,000 rows.
+    if State.PENDING in _states_in(turn, run_id):
+        _settle_tasks(turn, run_id)
+    _settle_run(turn, run_id, _states_in(turn, run_id))
+
+
+def _states_in(turn: Turn, run_id: str) -> set[State]:
+    return {State(state) for (state,) in turn.db.execute(_STATES_IN, {"run_id": run_id}).fetchall()}
+
+
+_STATES_IN = " UNION ALL ".join(
+    f"SELECT '{state}' WHERE EXISTS (SELECT 1 FROM task WHERE state = '{state}' AND run_id = :run_id)"
+    for state in State
+)
+
+
+def _settle_tasks(turn: Turn, run_id: str) -> None:
     rows = turn.db.execute(
         "SELECT position, name, state, needs, run_when, is_skip_planned FROM task WHERE run_id = ? ORDER BY position",
         (run_id,),
     ).fetchall()
     states = {name: State(state) for _, name, state, *_ in rows}
     excused = {name for _, name, _, _, _, is_skip_planned in rows if is_skip_planned}
-    has_changed = True
-    while has_changed:  # a skip may settle a task further down; the graph is finite and states only move on
-        has_changed = False
-        for position, name, _, needs, run_when, _ in rows:
-            if states[name] is not State.PENDING:
-                continue
-            verdict = _verdict(json.loads(needs), When(run_when), states, excused)
-            if verdict is None:
-                continue
-            states[name], reason = verdict
-            has_changed = True
-            key = TaskKey(run_id, position, name)
-            if states[name] is State.QUEUED:
-                _queue_task(turn, key)
-            else:
-                end_task(turn, key, State.PENDING, states[name], reason)
-    _settle_run(turn, run_id, list(states.values()))
+    waiting = [
+        Waiting(position, name, json.loads(needs), When(run_when))
+        for position, name, state, needs, run_when, _ in rows
+        if state == State.PENDING
+    ]
+    for move in moves(waiting, states, excused):
+        key = TaskKey(run_id, move.position, move.name)
+        if move.to is State.QUEUED:
+            _queue_task(turn, key)
+        else:
+            end_task(turn, key, State.PENDING, move.to, move.reason)
 
 
-def _verdict(needs: list[str], run_when: When, states: dict[str, State], excused: set[str]) -> tuple[State, str] | None:
-    if not all(states[name].is_terminal for name in needs):
-        return None
-    bad = [name for name in needs if states[name] is not State.SUCCEEDED and name not in excused]
-    match run_when:
-        case When.SUCCESS if bad:
-            return State.SKIPPED, f"needs {bad[0]!r}, which ended {states[bad[0]]}"
-        case When.FAILURE if not bad:
-            return State.SKIPPED, "runs only after a failure, and nothing it needs has failed"
-        case _:
-            return State.QUEUED, ""
+def start(turn: Turn, run_id: str) -> None:
+    """One of its tasks has a place: the run runs. That lets no other task move, so there is nothing to settle."""
+    row = turn.db.execute("SELECT state FROM run WHERE id = ?", (run_id,)).fetchone()
+    if row[0] == State.QUEUED:
+        move_run(turn, run_id, State.QUEUED, State.RUNNING)
 
 
-def _settle_run(turn: Turn, run_id: str, states: list[State]) -> None:
+def _settle_run(turn: Turn, run_id: str, states: Collection[State]) -> None:
     state, cancel_reason = turn.db.execute("SELECT state, cancel_reason FROM run WHERE id = ?", (run_id,)).fetchone()
     old = State(state)
-    new = _run_state(old, states)
+    new = run_state(old, states)
     if new is not old:
         move_run(turn, run_id, old, new, reason=_run_reason(turn, run_id, new, cancel_reason))
-
-
-def _run_state(old: State, states: list[State]) -> State:
-    if all(state.is_terminal for state in states):
-        worst_first = (State.FAILED, State.LOST, State.CANCELLED)
-        return next((worst for worst in worst_first if worst in states), State.SUCCEEDED)
-    # A run that has started stays running while its tasks wait for another try.
-    return State.RUNNING if old is State.RUNNING or State.RUNNING in states else State.QUEUED
 
 
 def _run_reason(turn: Turn, run_id: str, new: State, cancel_reason: str | None) -> str:

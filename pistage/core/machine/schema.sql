@@ -16,13 +16,14 @@ CREATE TABLE IF NOT EXISTS master (
   at INTEGER NOT NULL
 ) WITHOUT ROWID;
 
+-- What was answered to a submission that came with a key.
 CREATE TABLE IF NOT EXISTS request (
   key TEXT PRIMARY KEY,
   sha256 TEXT NOT NULL,
-  run_id TEXT NOT NULL,
-  at INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS request_by_age ON request (at);
+  at INTEGER NOT NULL,
+  runs TEXT NOT NULL -- JSON: [id, number] of each run that it made
+);
+CREATE INDEX IF NOT EXISTS request_by_age ON request (at, key);
 
 CREATE TABLE IF NOT EXISTS action (
   project TEXT NOT NULL,

@@ -10,6 +10,7 @@ from pistage.errors import Code, PistageError
 from pistage.master import reads
 from pistage.master.api import http, views
 from pistage.master.api.context import Context
+from pistage.master.api.leading import freshness
 from pistage.master.state import Snapshot
 
 
@@ -43,19 +44,40 @@ class ClusterRoutes:
         return http.answer(next(item for item in items if item["id"] == agent_id))
 
     async def cluster(self, request: web.Request) -> web.Response:
-        """The cluster's id, its leader, and how far this master's state is."""
-        context = self._context
-        async with context.replica.reader.snapshot() as snapshot:
-            body = {
-                "cluster_id": await reads.cluster_id(snapshot),
-                "node": context.node_id,
-                "leader": context.node_id,
-                "term": context.replica.term,
-                "masters": [{"id": context.node_id, "role": "leader", "version": __version__}],
-                "applied_index": await snapshot.applied_index(),
-                "version": __version__,
-            }
-        return http.answer(body)
+        """The masters as this one sees them, and how far its own state is; the leader knows how far each is."""
+        context, replica = self._context, self._context.replica
+        async with replica.reader.snapshot() as snapshot:
+            cluster_id = await reads.cluster_id(snapshot)
+        body = {
+            "cluster_id": cluster_id,
+            "node": replica.node_id,
+            "role": replica.role_name,
+            "leader": replica.leader,
+            "leader_url": context.url_of(replica.leader),
+            "term": replica.term,
+            "applied_index": replica.applied_index,
+            "digest": replica.digest.hex(),
+            "command_version": replica.command_version,
+            "version": __version__,
+            "loop_lag_ms": round(replica.lag_s * 1000),
+            "masters": [self._master(node_id) for node_id in replica.membership.members],
+        }
+        return http.answer(body, headers=freshness(context))
+
+    def _master(self, node_id: str) -> dict[str, object]:
+        replica, registered = self._context.replica, self._context.members.registered.get(node_id)
+        leadership = replica.node.leadership
+        progress = leadership and leadership.followers.get(node_id)
+        here = replica.applied_index if node_id == replica.node_id else None
+        return {
+            "id": node_id,
+            "url": self._context.url_of(node_id),
+            "role": replica.role_of(node_id),
+            "is_voter": node_id in replica.membership.voters,
+            "version": registered and registered.version,
+            "match_index": progress.match if progress else here,
+            "last_heard_ms": replica.heard_ms(progress.heard_tick) if progress else None,
+        }
 
     async def livez(self, request: web.Request) -> web.Response:
         """200 while the process answers."""

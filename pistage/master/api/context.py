@@ -12,19 +12,24 @@ from pistage.errors import Code, PistageError
 from pistage.master.api.submissions import Planner
 from pistage.master.dispatch import Dispatch
 from pistage.master.logs import LogStore
+from pistage.master.members import Members
+from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
+from pistage.master.snapshots import Snapshots
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One per master; `node_id` is this master's name in answers."""
+    """One per master."""
 
     settings: MasterConfig
-    node_id: str
     has_token: bool
     replica: Replica
+    peers: Peers
+    members: Members
+    snapshots: Snapshots
     sessions: Sessions
     dispatch: Dispatch
     logs: LogStore
@@ -43,6 +48,12 @@ class Context:
                 Code.NOT_FOUND, f"no project {project[:50]!r}", hint=f"known: {', '.join(self.settings.projects)}"
             )
         return project
+
+    def url_of(self, node_id: str | None) -> str | None:
+        """Where a master is reached, this one too, as far as is known."""
+        if node_id is None:
+            return None
+        return self.peers.hello().url if node_id == self.replica.node_id else self.peers.url_of(node_id)
 
     def why_waiting(self, run_id: str, task: str) -> tuple[str, bool]:
         """Why a queued task waits, and whether an agent here could ever take it, as far as the last decision knew."""

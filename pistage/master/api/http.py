@@ -15,6 +15,7 @@ from aiohttp import web
 
 from pistage.core import limits
 from pistage.errors import Code, PistageError
+from pistage.master.peers import credential_of
 
 log = logging.getLogger(__name__)
 
@@ -22,26 +23,38 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 #: The only routes that answer without a token.
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz"})
+#: What masters alone may ask of each other.
+PEER_PATHS: Final = "/raft/"
 
 
 def require_token(token: str | None) -> Any:
-    """Middleware: 401 without the cluster's token, before anything of the body is read. None lets everybody in."""
-    expected = None if token is None else hashlib.sha256(token.encode()).digest()
+    """Middleware: 401 without the cluster's token, before anything of the body is read. None lets everybody in.
+
+    The masters' own routes take the masters' credential alone: the token of a client or an agent is 403 there (S3).
+    """
+    expected = _digest(token)
+    masters = _digest(credential_of(token))
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if expected is not None and request.path not in OPEN_PATHS:
+        if expected is not None and masters is not None and request.path not in OPEN_PATHS:
             scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
-            digest = hashlib.sha256(shown.strip().encode("utf-8", "surrogateescape")).digest()
-            if scheme.lower() != "bearer" or not hmac.compare_digest(digest, expected):
+            digest = _digest(shown.strip()) if scheme.lower() == "bearer" else None
+            if digest is None or not (hmac.compare_digest(digest, expected) | hmac.compare_digest(digest, masters)):
                 raise PistageError(
                     Code.UNAUTHENTICATED,
                     "the cluster token is missing or wrong",
                     hint="set PISTAGE_TOKEN or token_file to the cluster's token",
                 )
+            if request.path.startswith(PEER_PATHS) is not hmac.compare_digest(digest, masters):
+                raise PistageError(Code.FORBIDDEN, "this is for masters alone, or not for them")
         return await handler(request)
 
     return middleware
+
+
+def _digest(secret: str | None) -> bytes | None:
+    return None if secret is None else hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 @web.middleware

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -14,8 +15,13 @@ from pistage.master.api import http
 from pistage.master.api.actions import ActionRoutes
 from pistage.master.api.cluster import ClusterRoutes
 from pistage.master.api.context import Context
+from pistage.master.api.leading import after_reading_up, at_the_leader, sent_to_the_leader
 from pistage.master.api.output import OutputRoutes
+from pistage.master.api.peers import PeerRoutes
 from pistage.master.api.runs import RunRoutes
+from pistage.master.founding import HELLO_PATH
+from pistage.master.members import JOIN_PATH
+from pistage.master.peers import SNAPSHOT_PATH, STREAM_PATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +41,32 @@ def routes_of(context: Context) -> list[Route]:
     """Every route of a master."""
     runs, output = RunRoutes(context), OutputRoutes(context)
     actions, cluster = ActionRoutes(context), ClusterRoutes(context)
+    peers = PeerRoutes(context)
+    lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
     routes = [
-        Route("POST", "/api/v1/runs", runs.submit),
-        Route("GET", "/api/v1/runs", runs.list),
-        Route("GET", "/api/v1/runs/{id}", runs.show),
-        Route("GET", "/api/v1/runs/{id}/plan", runs.plan),
-        Route("POST", "/api/v1/runs/{id}/cancel", runs.cancel),
-        Route("GET", "/api/v1/runs/{id}/logs", output.logs),
-        Route("GET", "/api/v1/runs/{id}/events", output.events),
-        Route("PUT", "/api/v1/actions/{name}", actions.put),
-        Route("GET", "/api/v1/actions/{name}", actions.show),
-        Route("DELETE", "/api/v1/actions/{name}", actions.delete),
-        Route("GET", "/api/v1/actions", actions.list),
-        Route("POST", "/api/v1/lint", actions.lint),
-        Route("POST", "/api/v1/plan", actions.plan),
-        Route("GET", "/api/v1/agents", cluster.agents),
-        Route("POST", "/api/v1/agents/{id}/drain", cluster.drain),
-        Route("POST", "/api/v1/agents/{id}/resume", cluster.resume),
+        Route("POST", "/api/v1/runs", lead(runs.submit)),
+        Route("GET", "/api/v1/runs", read(runs.list)),
+        Route("GET", "/api/v1/runs/{id}", read(runs.show)),
+        Route("GET", "/api/v1/runs/{id}/plan", read(runs.plan)),
+        Route("POST", "/api/v1/runs/{id}/cancel", lead(runs.cancel)),
+        Route("GET", "/api/v1/runs/{id}/logs", lead(output.logs)),
+        Route("GET", "/api/v1/runs/{id}/events", read(output.events)),
+        Route("PUT", "/api/v1/actions/{name}", lead(actions.put)),
+        Route("GET", "/api/v1/actions/{name}", read(actions.show)),
+        Route("DELETE", "/api/v1/actions/{name}", lead(actions.delete)),
+        Route("GET", "/api/v1/actions", read(actions.list)),
+        Route("POST", "/api/v1/lint", read(actions.lint)),
+        Route("POST", "/api/v1/plan", read(actions.plan)),
+        Route("GET", "/api/v1/agents", lead(cluster.agents)),
+        Route("POST", "/api/v1/agents/{id}/drain", lead(cluster.drain)),
+        Route("POST", "/api/v1/agents/{id}/resume", lead(cluster.resume)),
         Route("GET", "/api/v1/cluster", cluster.cluster),
-        Route("GET", "/agent/v1/session", context.sessions.serve),
+        Route("GET", "/agent/v1/session", sent_to_the_leader(context, context.sessions.serve)),
+        Route("GET", HELLO_PATH, peers.hello),
+        Route("GET", STREAM_PATH, peers.stream),
+        Route("POST", JOIN_PATH, lead(peers.join)),
+        Route("GET", SNAPSHOT_PATH, peers.snapshot),
+        Route("GET", SNAPSHOT_PATH + "/{index}", peers.snapshot_part),
         Route("GET", "/livez", cluster.livez),
         Route("GET", "/readyz", cluster.readyz),
         Route("GET", "/metrics", cluster.metrics),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from pistage import wire
 from pistage.core import codec, limits
-from pistage.core.commands import CancelRun, SubmitRun
+from pistage.core.commands import CancelRun, NewRun, SubmitRun, SubmitRuns
 from pistage.core.model import State
 from pistage.core.plan import Plan, redacted
 from pistage.errors import Code, PistageError
@@ -23,6 +24,17 @@ from pistage.master.api.submissions import finding_view, parse_submission
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A submission as it came: by whom, for which project, and under which key, if any."""
+
+    project: str
+    owner: str
+    body: bytes
+    key: str | None
+    sha256: str
+
+
 class RunRoutes:
     """Handlers under /api/v1/runs."""
 
@@ -32,25 +44,20 @@ class RunRoutes:
     async def submit(self, request: web.Request) -> web.Response:
         """Make a run of a definition (YAML or JSON), or of {"action": name, "with": {...}}."""
         context = self._context
-        project = context.project_of(request)
-        key = _idempotency_key(request)
-        body = await http.read_body(request)
-        owner = context.owner_of(request)
-        request_key = None if key is None else f"{project}/{owner}/{key}"
-        request_sha256 = hashlib.sha256(body).hexdigest()
-        if request_key is not None and (earlier := await self._earlier(request_key, request_sha256)) is not None:
-            return await self._submitted(earlier, [], status=200)
+        asked = await self._asked(request)
+        if (earlier := await self._earlier(asked)) is not None:
+            return await self._submitted(earlier[0][0], [], status=200)
         context.refuse_unless_space()
-        planned, source = await context.planner.plan(parse_submission(body, request.content_type), project)
+        planned, source = await context.planner.plan(parse_submission(asked.body, request.content_type), asked.project)
         command = SubmitRun(
             at=wire.now_ms(),
             run_id=wire.new_id(),
-            project=project,
-            owner=owner,
+            project=asked.project,
+            owner=asked.owner,
             plan=planned.plan,
             source=source,
-            request_key=request_key,
-            request_sha256=request_sha256,
+            request_key=asked.key,
+            request_sha256=asked.sha256,
         )
         outcome = await context.replica.propose(command)
         warnings = [finding_view(finding) for finding in planned.findings]
@@ -58,17 +65,64 @@ class RunRoutes:
             str(outcome.value["run_id"]), warnings, status=201 if outcome.value["is_new"] else 200
         )
 
-    async def _earlier(self, request_key: str, request_sha256: str) -> str | None:
+    async def submit_batch(self, request: web.Request) -> web.Response:
+        """Make up to 1,000 runs, all or none: {"action": name or "definition": text, "runs": [{"with": {…}}, …]}."""
+        context = self._context
+        asked = await self._asked(request, kind=b"batch\0")
+        if (earlier := await self._earlier(asked)) is not None:
+            items: object = [{"id": run_id, "number": number} for run_id, number in earlier]
+            return await self._submitted_batch(items, [], status=200)
+        context.refuse_unless_space()
+        batch = await context.planner.plan_batch(asked.body, asked.project)
+        # Sorted, so that the runs are listed in the order in which they were sent and numbered.
+        run_ids = sorted(wire.new_id() for _ in batch.plan_of)
+        command = SubmitRuns(
+            at=wire.now_ms(),
+            project=asked.project,
+            owner=asked.owner,
+            plans=batch.plans,
+            runs=tuple(NewRun(run_id=run_id, plan=n) for run_id, n in zip(run_ids, batch.plan_of, strict=True)),
+            source=batch.source,
+            request_key=asked.key,
+            request_sha256=asked.sha256,
+        )
+        outcome = await context.replica.propose(command)
+        warnings = [finding_view(finding) for finding in batch.findings]
+        status = 201 if outcome.value["is_new"] else 200
+        return await self._submitted_batch(outcome.value["items"], warnings, status=status)
+
+    async def _asked(self, request: web.Request, *, kind: bytes = b"") -> _Asked:
+        project = self._context.project_of(request)
+        key = _idempotency_key(request)
+        body = await http.read_body(request)
+        owner = self._context.owner_of(request)
+        return _Asked(
+            project=project,
+            owner=owner,
+            body=body,
+            key=None if key is None else f"{project}/{owner}/{key}",
+            # The same body sent to another route is another request.
+            sha256=hashlib.sha256(kind + body).hexdigest(),
+        )
+
+    async def _earlier(self, asked: _Asked) -> list[tuple[str, int]] | None:
         # A repeat gets the answer of the first time also where its actions are gone since, or the disk is full; that
         # two at the same time make one run is for the state machine to see to.
+        if asked.key is None:
+            return None
         async with self._context.replica.reader.snapshot() as snapshot:
-            return await reads.earlier_request(snapshot, request_key, request_sha256, wire.now_ms())
+            return await reads.earlier_request(snapshot, asked.key, asked.sha256, wire.now_ms())
 
     async def _submitted(self, run_id: str, warnings: Sequence[dict[str, Any]], *, status: int) -> web.Response:
         async with self._context.replica.reader.snapshot() as snapshot:
             run = await views.show_run(snapshot, run_id, self._context.why_waiting)
         headers = {"Location": f"/api/v1/runs/{run_id}"}
         return http.answer(run | {"warnings": list(warnings)}, status=status, headers=headers)
+
+    async def _submitted_batch(self, items: object, warnings: Sequence[dict[str, Any]], *, status: int) -> web.Response:
+        async with self._context.replica.reader.snapshot() as snapshot:
+            applied_index = await snapshot.applied_index()
+        return http.answer({"items": items, "warnings": list(warnings), "applied_index": applied_index}, status=status)
 
     async def list(self, request: web.Request) -> web.Response:
         """Runs, the newest first; ?state= &name= &limit= &cursor= &project=."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pistage.core import limits
 from pistage.core.definition import Actions, ActionText, Finding, Lint, Planned, lint, make_plan
 from pistage.errors import Code, PistageError
+from pistage.master.api.batches import Batch, parse_batch, plan_batch
 from pistage.predefined import predefined_actions
 
 T = TypeVar("T")
@@ -76,8 +77,8 @@ def _from_envelope(loaded: dict[str, Any]) -> Submission:
 class Planner:
     """Makes plans from submissions and the actions of the state, off the loop."""
 
-    def __init__(self, state_path: Path) -> None:
-        self._state_path = state_path
+    def __init__(self, state_path: Callable[[], Path]) -> None:
+        self._state_path = state_path  # moves when another master's snapshot is taken over
         self._gate = asyncio.Semaphore(_PLANNING_AT_ONCE)
 
     async def plan(self, submission: Submission, project: str) -> tuple[Planned, str]:
@@ -89,6 +90,15 @@ class Planner:
                 text, actions=actions, parameters=submission.parameters, start_node=submission.start_node
             )
             return planned, text.decode() if isinstance(text, bytes) else text
+
+        return await self._with_actions(project, work)
+
+    async def plan_batch(self, body: bytes, project: str) -> Batch:
+        """The plans of many runs of one text; PistageError names the first run that is wrong, or the limit."""
+
+        def work(actions: Actions) -> Batch:
+            asked = parse_batch(body)
+            return plan_batch(_text_of(Submission(asked.text, asked.action), actions), asked.runs, actions)
 
         return await self._with_actions(project, work)
 
@@ -105,7 +115,7 @@ class Planner:
             return await asyncio.to_thread(self._look_up_and, project, work)
 
     def _look_up_and(self, project: str, work: Callable[[Actions], T]) -> T:
-        db = sqlite3.connect(f"file:{self._state_path}?mode=ro", uri=True, isolation_level=None)
+        db = sqlite3.connect(f"file:{self._state_path()}?mode=ro", uri=True, isolation_level=None)
         try:
             db.execute("PRAGMA wal_autocheckpoint = 0")
             return work(lambda name: _registered(db, project, name) or predefined_action(name))

@@ -1,0 +1,190 @@
+"""Submissions: runs come into being, one or many by one command, each in the state that its plan gives it at once.
+
+Of a plan that many runs share, everything is made ready once; a run then costs its rows and no reading of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pistage.core import codec, limits
+from pistage.core import commands as c
+from pistage.core.machine.outcome import ReleaseRun, Turn
+from pistage.core.machine.settling import Move, Waiting, moves, run_state
+from pistage.core.model import State, check_transition
+from pistage.core.plan import Plan, Task
+from pistage.errors import Code, PistageError
+
+_FORGOTTEN_AT_ONCE = 16  # old requests; more than one, so that fewer and fewer are left
+
+_INSERT_RUN = """
+INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, notes, created_at, finished_at,
+                 plan, source)
+VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, '[]', ?, ?, ?, ?)
+"""
+_INSERT_TASK = """
+INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, gang,
+                  cpus_milli, memory_bytes, gpus, ready_at, attempts, failures, finished_at, spec)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '{}', ?, ?)
+"""
+_TAKE_NUMBERS = """
+INSERT INTO pipeline (project, name, last_number) VALUES (?, ?, ?)
+ON CONFLICT (project, name) DO UPDATE SET last_number = last_number + excluded.last_number
+RETURNING last_number
+"""
+_FORGET_REQUESTS = """
+DELETE FROM request WHERE key IN (SELECT key FROM request WHERE at < ? ORDER BY at, key LIMIT ?)
+"""
+_REMEMBER_REQUEST = """
+INSERT INTO request (key, sha256, at, runs) VALUES (?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET sha256 = excluded.sha256, at = excluded.at, runs = excluded.runs
+"""
+
+
+def submit(turn: Turn, command: c.SubmitRun) -> dict[str, object]:
+    """Make the run and its tasks; a repeat of the same request is answered with the run it made."""
+    made, is_new = _make_once(turn, command, (command.plan,), (c.NewRun(run_id=command.run_id, plan=0),))
+    run_id, number = made[0]
+    return {"run_id": run_id, "number": number, "is_new": is_new}
+
+
+def submit_many(turn: Turn, command: c.SubmitRuns) -> dict[str, object]:
+    """Make every run of the batch; a repeat of the same request is answered with the runs it made."""
+    made, is_new = _make_once(turn, command, command.plans, command.runs)
+    return {"items": [{"id": run_id, "number": number} for run_id, number in made], "is_new": is_new}
+
+
+def _make_once(
+    turn: Turn, command: c.SubmitRun | c.SubmitRuns, plans: Sequence[Plan], runs: Sequence[c.NewRun]
+) -> tuple[list[tuple[str, int]], bool]:
+    earlier = _earlier(turn, command)
+    return (_make(turn, command, plans, runs), True) if earlier is None else (earlier, False)
+
+
+def _earlier(turn: Turn, command: c.SubmitRun | c.SubmitRuns) -> list[tuple[str, int]] | None:
+    if command.request_key is None:
+        return None
+    # What is kept is forgotten by the clock of the log, never by a local one (dissertation §6.3).
+    kept_since = command.at - limits.IDEMPOTENCY_KEPT_MS
+    turn.db.execute(_FORGET_REQUESTS, (kept_since, _FORGOTTEN_AT_ONCE))
+    row = turn.db.execute(
+        "SELECT sha256, runs FROM request WHERE key = ? AND at >= ?", (command.request_key, kept_since)
+    ).fetchone()
+    if row is None:
+        return None
+    if row[0] != command.request_sha256:
+        raise PistageError(
+            Code.CONFLICT,
+            "this Idempotency-Key came before with another body",
+            hint="use a new key for a new submission",
+        )
+    return [(run_id, number) for run_id, number in json.loads(row[1])]
+
+
+def _make(
+    turn: Turn, command: c.SubmitRun | c.SubmitRuns, plans: Sequence[Plan], runs: Sequence[c.NewRun]
+) -> list[tuple[str, int]]:
+    drafts = [_drafted(plan, turn.at) for plan in plans]
+    made = _numbered(turn, command.project, [(run.run_id, drafts[run.plan]) for run in runs])
+    turn.db.executemany(_INSERT_RUN, [_run_row(command, *one) for one in made])
+    turn.db.executemany(_INSERT_TASK, [(run_id, *task) for run_id, _, draft in made for task in draft.tasks])
+    for run_id, number, draft in made:
+        turn.record(run_id, "run_submitted", name=draft.name, number=number, owner=command.owner)
+        for kind, fields in draft.events:
+            turn.record_text(run_id, kind, fields)
+        if draft.state.is_terminal:
+            turn.effects.append(ReleaseRun(run_id=run_id, agent_ids=()))
+    answer = [(run_id, number) for run_id, number, _ in made]
+    if command.request_key is not None:
+        row = (command.request_key, command.request_sha256, command.at, codec.canonical_json(answer))
+        turn.db.execute(_REMEMBER_REQUEST, row)
+    return answer
+
+
+def _numbered(turn: Turn, project: str, runs: Sequence[tuple[str, _Draft]]) -> list[tuple[str, int, _Draft]]:
+    """Each run with the number it gets among those of its name."""
+    next_of: dict[str, int] = {}
+    for name, count in Counter(draft.name for _, draft in runs).items():
+        (last,) = turn.db.execute(_TAKE_NUMBERS, (project, name, count)).fetchone()
+        next_of[name] = last - count + 1
+    numbered = []
+    for run_id, draft in runs:
+        numbered.append((run_id, next_of[draft.name], draft))
+        next_of[draft.name] += 1
+    return numbered
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What all runs of one plan have in common that were submitted at one time."""
+
+    plan: Plan
+    head: str  # JSON of the plan without its tasks
+    state: State
+    finished_at: int | None
+    tasks: tuple[tuple[object, ...], ...]  # rows without the id of the run
+    events: tuple[tuple[str, str], ...]  # kind and fields of what follows run_submitted
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+
+def _run_row(command: c.SubmitRun | c.SubmitRuns, run_id: str, number: int, draft: _Draft) -> tuple[object, ...]:
+    plan = draft.plan
+    head = (run_id, command.project, plan.name, number, command.owner, draft.state, plan.priority, plan.queue)
+    return (*head, command.at, draft.finished_at, draft.head, command.source)
+
+
+def _drafted(plan: Plan, at: int) -> _Draft:
+    states = {task.name: State.PENDING for task in plan.tasks}
+    moved = {move.name: move for move in _first_moves(plan, states)}
+    for move in moved.values():
+        check_transition(f"task {move.name!r}", State.PENDING, move.to)
+    state = run_state(State.QUEUED, states.values())
+    events = [_event_of(move) for move in moved.values()]
+    if state is not State.QUEUED:
+        check_transition("a new run", State.QUEUED, state)
+        events.append(("run_finished", {"state": state, "reason": ""}))
+    return _Draft(
+        plan=plan,
+        head=codec.to_json(Plan, replace(plan, tasks=())),
+        state=state,
+        finished_at=at if state.is_terminal else None,
+        tasks=tuple(_task_row(n, task, moved.get(task.name), at) for n, task in enumerate(plan.tasks)),
+        events=tuple((kind, codec.canonical_json(fields)) for kind, fields in events),
+    )
+
+
+def _first_moves(plan: Plan, states: dict[str, State]) -> Iterator[Move]:
+    """What the plan skips by itself, then what can start or never will; `states` follows."""
+    excused = set()
+    for position, task in enumerate(plan.tasks):
+        if task.skip_reason is not None:
+            states[task.name] = State.SKIPPED
+            excused.add(task.name)
+            yield Move(position, task.name, State.SKIPPED, task.skip_reason)
+    waiting = [Waiting(position, task.name, task.needs, task.when) for position, task in enumerate(plan.tasks)]
+    yield from moves(waiting, states, excused)
+
+
+def _event_of(move: Move) -> tuple[str, dict[str, object]]:
+    if move.to is State.QUEUED:
+        return "task_queued", {"task": move.name}
+    return "task_finished", {"task": move.name, "state": move.to, "reason": move.reason}
+
+
+def _task_row(position: int, task: Task, move: Move | None, at: int) -> tuple[object, ...]:
+    state = State.PENDING if move is None else move.to
+    needs = codec.canonical_json(task.needs)
+    is_skip_planned = int(task.skip_reason is not None)
+    room = task.resources
+    wanted = (room.cpus_milli or 0, room.memory_bytes or 0, room.gpus)
+    ready_at = at if state is State.QUEUED else 0
+    finished_at = at if state.is_terminal else None
+    reason = "" if move is None else move.reason
+    head = (position, task.name, state, reason, needs, task.when, is_skip_planned, task.gang)
+    return (*head, *wanted, ready_at, finished_at, codec.to_json(Task, task))

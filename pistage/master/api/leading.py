@@ -1,0 +1,167 @@
+"""Any master answers: what changes something goes to the leader by itself, what reads waits until it is fresh."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+
+from pistage.core import limits
+from pistage.errors import Code, PistageError
+from pistage.master.api import http
+from pistage.master.api.context import Context
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+FORWARDED: Final = "Pistage-Forwarded-By"
+LEADER: Final = "Pistage-Leader"
+APPLIED: Final = "Pistage-Applied-Index"
+AGE: Final = "Pistage-Leader-Contact-Ms"
+_LEADER_WAIT_S = 4.0  # an election takes about one; a request that comes in the middle of it is worth keeping
+_ANSWER_S = 60.0
+#: What belongs to one connection (RFC 9110, section 7.6.1), or is set anew.
+_OF_THE_CONNECTION: Final = frozenset(
+    {"connection", "content-encoding", "content-length", "date", "host", "keep-alive", "server", "te", "trailer",
+     "transfer-encoding", "upgrade"}
+)  # fmt: skip
+
+
+def at_the_leader(context: Context, handler: Handler) -> Handler:
+    """Answer on the leader; any other master passes the request on, once, and the answer back.
+
+    Passed on rather than redirected (as Ongaro prefers): curl and browsers drop their credentials on the way to
+    another host. The answer names the leader, so that a client can ask it directly from then on.
+    """
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        url = await leader_url(context)
+        if url is None:
+            return await handler(request)
+        if FORWARDED in request.headers:
+            raise no_leader("leadership moves just now")
+        return await _forward(context, request, url)
+
+    answer.__doc__ = handler.__doc__
+    return answer
+
+
+def sent_to_the_leader(context: Context, handler: Handler) -> Handler:
+    """As `at_the_leader`, for agents: they follow a redirect, and stay."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        url = await leader_url(context)
+        if url is None:
+            return await handler(request)
+        raise web.HTTPTemporaryRedirect(url + request.path_qs)
+
+    answer.__doc__ = handler.__doc__
+    return answer
+
+
+def after_reading_up(context: Context, handler: Handler) -> Handler:
+    """Answer from this master's state once it holds every change answered before; with ?stale=1 as it is.
+
+    With ?min_index=N it is enough that it holds entry N. The headers say how fresh the answer is.
+    """
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        least = http.number_in(request, "min_index", 0)
+        if http.is_set(request, "stale"):
+            pass
+        elif least:
+            await _reach(context, least)
+        else:
+            await _read_up(context)
+        response = await handler(request)
+        if not response.prepared:
+            response.headers.update(freshness(context))
+        return response
+
+    answer.__doc__ = handler.__doc__
+    return answer
+
+
+def freshness(context: Context) -> dict[str, str]:
+    """How far this master's state is, and how long ago it heard a leader (-1: never)."""
+    contact_s = context.replica.leader_contact_s
+    return {
+        APPLIED: str(context.replica.applied_index),
+        AGE: "-1" if contact_s is None else str(round(contact_s * 1000)),
+    }
+
+
+async def leader_url(context: Context) -> str | None:
+    """The leader's URL, or None where it is this master; waits through an election. `unavailable` without a leader."""
+    replica = context.replica
+    try:
+        async with asyncio.timeout(_LEADER_WAIT_S):
+            while not replica.is_leading:
+                leader = replica.leader
+                if leader is not None and leader != replica.node_id and (url := context.peers.url_of(leader)):
+                    return url
+                await replica.role_change()
+    except TimeoutError:
+        raise no_leader("the masters have no leader now") from None
+    return None
+
+
+def no_leader(reason: str) -> PistageError:
+    """For a change that nobody can make at the moment."""
+    return PistageError(Code.UNAVAILABLE, reason, hint="try again; a majority of them must be up and reach each other")
+
+
+async def _read_up(context: Context) -> None:
+    until = time.monotonic() + _LEADER_WAIT_S
+    while True:
+        try:
+            return await context.replica.read()
+        except PistageError as refusal:  # in the middle of an election
+            if refusal.code is not Code.UNAVAILABLE or time.monotonic() > until:
+                raise
+        await asyncio.sleep(0.05)
+
+
+async def _reach(context: Context, index: int) -> None:
+    try:
+        async with asyncio.timeout(_LEADER_WAIT_S):
+            await context.replica.until_applied(index)
+    except TimeoutError:
+        raise PistageError(
+            Code.UNAVAILABLE, f"this master is at {context.replica.applied_index}, not at {index}", hint="try again"
+        ) from None
+
+
+async def _forward(context: Context, request: web.Request, url: str) -> web.StreamResponse:
+    body = await http.read_body(request, bytes_max=limits.REQUEST_BODY_BYTES_MAX)
+    headers = {key: value for key, value in request.headers.items() if key.lower() not in _OF_THE_CONNECTION}
+    headers[FORWARDED] = context.replica.node_id
+    try:
+        async with context.peers.http.request(
+            request.method,
+            url + request.path_qs,
+            headers=headers,
+            data=body or None,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=1.0, sock_read=_ANSWER_S),
+        ) as answer:
+            return await _pass_back(request, answer, url)
+    except (aiohttp.ClientConnectionError, TimeoutError) as error:
+        log.info("the leader at %s does not answer: %s", url, error or type(error).__name__)
+        raise no_leader(f"the leader at {url} does not answer") from None
+
+
+async def _pass_back(request: web.Request, answer: aiohttp.ClientResponse, url: str) -> web.StreamResponse:
+    kept = {key: value for key, value in answer.headers.items() if key.lower() not in _OF_THE_CONNECTION}
+    response = web.StreamResponse(status=answer.status, headers=kept | {LEADER: url})
+    await response.prepare(request)
+    async for piece in answer.content.iter_any():
+        await response.write(piece)
+    await response.write_eof()
+    return response

@@ -1,0 +1,142 @@
+"""Checksums of the pages of a SQLite file, kept beside it: a byte that changes on the disk is found at the next start.
+
+SQLite checks what is in its write-ahead log, not what is in the file itself. The file changes in a checkpoint only, and
+only its owner makes one, through `checkpoint` here: the sums are written before the log is emptied, so that at every
+moment each page of the file has its sum or stands in the log.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import struct
+import zlib
+from array import array
+from pathlib import Path
+
+from pistage.errors import Code, PistageError
+
+_HEAD = struct.Struct("<8sIQI")  # magic, page size, mark, number of pages; then a sum a page, then the sum of all that
+_MAGIC = b"pistage1"
+_WAL_HEAD, _FRAME_HEAD = 32, 24  # https://www.sqlite.org/fileformat2.html#walformat
+REPLACE_HINT = (
+    "this master cannot vote with it; the others go on. `pistage cluster join` with this master's configuration sets"
+    " the damaged files aside and brings it back as a new member"
+)
+
+
+class PageSums:
+    """The sums of one database file. Not thread-safe: every call comes from the thread that owns the connection."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._sums_path = path.with_name(f"{path.name}-sums")
+        self._wal_path = path.with_name(f"{path.name}-wal")
+        self._sums: array[int] = array("I")
+        self._page_size = 0
+
+    def verify(self) -> int:
+        """Check the file before it is opened; the mark of the newest checkpoint, 0 without one.
+
+        PistageError `storage` names the file and what to do.
+        """
+        if not self._sums_path.exists():
+            return 0
+        mark = self._read()
+        in_log = self._pages_in_log()
+        pages = len(self._sums)
+        with self.path.open("rb") as file:
+            for number in range(1, max(pages, -(-os.fstat(file.fileno()).st_size // self._page_size)) + 1):
+                page = file.read(self._page_size)
+                if number in in_log:
+                    continue
+                if number > pages or zlib.crc32(page) != self._sums[number - 1]:
+                    raise damaged(self.path, f"its page {number} is not what was written")
+        return mark
+
+    def checkpoint(self, db: sqlite3.Connection, mark: int) -> bool:
+        """Move the log into the file; false while a reader holds it up.
+
+        From now on the database is at `mark` or beyond: what an opened one must not be behind.
+        """
+        self._page_size = self._page_size or int(db.execute("PRAGMA page_size").fetchone()[0])
+        changed = self._pages_in_log()
+        self._write(mark)
+        busy, in_log, moved = db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        if busy or in_log != moved:
+            return False
+        with self.path.open("rb", buffering=0) as file:
+            pages = os.fstat(file.fileno()).st_size // self._page_size
+            known = len(self._sums)
+            self._sums.extend([0] * (pages - known))
+            for number in changed | set(range(known + 1, pages + 1)):
+                page = os.pread(file.fileno(), self._page_size, (number - 1) * self._page_size)
+                self._sums[number - 1] = zlib.crc32(page)
+        self._write(mark)
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return True
+
+    @property
+    def log_bytes(self) -> int:
+        """How large the write-ahead log is."""
+        try:
+            return self._wal_path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def close(self, db: sqlite3.Connection, mark: int) -> None:
+        """Close the connection, the last one. SQLite makes a checkpoint then: ours comes first, so it finds nothing."""
+        try:
+            is_done = self.checkpoint(db, mark)
+        except (OSError, sqlite3.OperationalError):  # a full disk
+            is_done = False
+        if not is_done:
+            self._sums_path.unlink(missing_ok=True)  # made anew at the next start
+        db.close()
+
+    def _pages_in_log(self) -> set[int]:
+        pages: set[int] = set()
+        try:
+            with self._wal_path.open("rb", buffering=0) as file:
+                at, end = _WAL_HEAD, os.fstat(file.fileno()).st_size
+                page_size = self._page_size or int.from_bytes(os.pread(file.fileno(), 4, 8), "big")
+                while at + _FRAME_HEAD <= end:
+                    pages.add(int.from_bytes(os.pread(file.fileno(), 4, at), "big"))
+                    at += _FRAME_HEAD + page_size
+        except FileNotFoundError:
+            pass
+        return pages
+
+    def _read(self) -> int:
+        raw = self._sums_path.read_bytes()
+        body, check = raw[:-4], raw[-4:]
+        if len(raw) < _HEAD.size + 4 or zlib.crc32(body).to_bytes(4, "little") != check or body[:8] != _MAGIC:
+            raise damaged(self._sums_path, "it is not what was written")
+        _, self._page_size, mark, pages = _HEAD.unpack_from(body)
+        self._sums = array("I")
+        self._sums.frombytes(body[_HEAD.size :])
+        if len(self._sums) != pages:
+            raise damaged(self._sums_path, "it is cut off")
+        return int(mark)
+
+    def _write(self, mark: int) -> None:
+        body = _HEAD.pack(_MAGIC, self._page_size, mark, len(self._sums)) + self._sums.tobytes()
+        fresh = self._sums_path.with_name(f"{self._sums_path.name}.new")
+        with fresh.open("wb") as file:
+            file.write(body + zlib.crc32(body).to_bytes(4, "little"))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._sums_path)
+
+
+def damaged(path: Path, what: str) -> PistageError:
+    """The refusal of a master whose files are not what it wrote."""
+    return PistageError(Code.STORAGE, f"{path} is damaged: {what}", hint=REPLACE_HINT)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether this says that the disk has no space left; anything else of a disk's is beyond repair."""
+    if isinstance(error, sqlite3.OperationalError):
+        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}

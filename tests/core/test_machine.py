@@ -117,7 +117,7 @@ def test_runs_of_one_pipeline_are_numbered(cluster: Cluster) -> None:
 def test_a_repeated_request_is_answered_with_the_run_it_made(cluster: Cluster) -> None:
     cluster.submit(request_key="k", request_sha256="s")
     again = cluster.submit(run_id="r2", request_key="k", request_sha256="s")
-    assert again.value == {"run_id": "r1", "is_new": False}
+    assert again.value == {"run_id": "r1", "number": 1, "is_new": False}
     other_body = cluster.submit(run_id="r3", request_key="k", request_sha256="t")
     assert other_body.error is not None and other_body.error.code is Code.CONFLICT
     assert cluster.db.execute("SELECT COUNT(*) FROM run").fetchone() == (1,)
@@ -350,8 +350,10 @@ def test_one_command_may_have_as_many_events_as_the_runs_it_ends_have_tasks(clus
     turn = Turn(cluster.db, 7, 1)
     for _ in range(100_000):
         turn.record("r1", "task_finished")
+    turn.write_events()
     later = Turn(cluster.db, 8, 1)
     later.record("r1", "run_finished")
+    later.write_events()
     assert cluster.kinds()[-1] == "run_finished"
 
 

@@ -45,6 +45,7 @@ def routes_of(context: Context) -> list[Route]:
     lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
     routes = [
         Route("POST", "/api/v1/runs", lead(runs.submit)),
+        Route("POST", "/api/v1/runs/batch", lead(runs.submit_batch)),
         Route("GET", "/api/v1/runs", read(runs.list)),
         Route("GET", "/api/v1/runs/{id}", read(runs.show)),
         Route("GET", "/api/v1/runs/{id}/plan", read(runs.plan)),

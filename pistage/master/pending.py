@@ -104,6 +104,11 @@ class Pending:
         for passed in [at for at in self._placed if at <= index]:
             _fail(self._placed.pop(passed).proposal.answer, outcome_unknown())
 
+    def doubt(self, term: int) -> None:
+        """Who led in `term` leads no longer: what it placed and is not applied yet may be done, or be done yet."""
+        for index in [index for index, placed in self._placed.items() if placed.term <= term]:
+            _fail(self._placed.pop(index).proposal.answer, outcome_unknown())
+
     def until(self, index: int) -> asyncio.Future[None]:
         """Done once the state is at `index`."""
         self._numbers += 1

@@ -31,6 +31,7 @@ OUTCOME_WAIT_S: Final = 15.0
 #: A read that could not be confirmed in this time is refused.
 READ_WAIT_S: Final = 5.0
 _HANDOVER_WAIT_S = 3.0
+_DOUBT_AFTER_S = 1.0
 Listener = Callable[[Outcome], None]
 
 
@@ -70,6 +71,7 @@ class Replica:
         self._proposals: list[Proposal] = []
         self._waiting_bytes = 0
         self._newest_at = 0
+        self._led_term = 0  # the newest term in which this master led, until it has given up what it proposed
         self._listeners: list[Listener] = []
         self._role_changed = asyncio.Event()
 
@@ -158,7 +160,12 @@ class Replica:
     @property
     def is_serving(self) -> bool:
         """Whether a change that reaches this master can be made, by it or by the leader it knows."""
-        return not self._driver.is_closed and self.node.leader is not None and not self.node.writes.is_disk_full
+        return not self._driver.is_closed and self.node.leader is not None and not self.is_disk_full
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether this master's log waits for space."""
+        return self.node.writes.is_disk_full
 
     @property
     def command_version(self) -> int:
@@ -235,7 +242,7 @@ class Replica:
     def _refuse_unless_able(self, command: Command) -> None:
         if self._driver.is_closed:
             raise PistageError(Code.UNAVAILABLE, "this master is stopping: its disk or its state failed")
-        if self.node.writes.is_disk_full:
+        if self.is_disk_full:
             raise PistageError(Code.STORAGE, "the master's disk is full", hint="free some space; nothing was changed")
         if commands.version_of(command) > self.command_version:
             raise PistageError(
@@ -318,5 +325,11 @@ class Replica:
 
     def role_changed(self) -> None:
         """Wake who waits for a leader, or for the end of one."""
+        if self.node.leadership is not None:
+            self._led_term = self.node.term
+        elif self._led_term and not self._driver.is_closed:
+            # Most of it is known in a moment. Longer than that, and it is better asked of the next leader.
+            asyncio.get_running_loop().call_later(_DOUBT_AFTER_S, self._pending.doubt, self._led_term)
+            self._led_term = 0
         self._role_changed.set()
         self._role_changed = asyncio.Event()

@@ -80,7 +80,7 @@ class Master:
         await stack.enter_async_context(running(peers.serve()))
         replica = await stack.enter_async_context(self._replica(durable_log, peers).running())
         peers.on_message(replica.receive)
-        context = self._context(stack, replica, peers)
+        context = self.context = self._context(stack, replica, peers)
         await stack.enter_async_context(running(context.logs.serve(), context.members.serve()))
         self.routes = routes_of(context)
         bound_port = await stack.enter_async_context(

@@ -66,12 +66,19 @@ class DurableLog:
         """Open what `create` made. PistageError `storage` for a log that is damaged, or has lost its end."""
         self._sums = PageSums(path)
         self._mark_path = path.with_name("raft.mark")
+        self._sums.verify()
         try:
-            self._sums.verify()
             self._db = _opened(path)
-            self._load()
         except sqlite3.DatabaseError as error:
             raise damaged(path, str(error)) from None
+        try:
+            self._load()
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise damaged(path, str(error)) from None
+        except PistageError:
+            self._db.close()
+            raise
         self._mark_fd = os.open(self._mark_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._unmoved_bytes = _CHECKPOINT_BYTES  # unknown: the first write finds out
 

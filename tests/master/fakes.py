@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from pistage import wire
+from pistage import raft, wire
 from pistage.config import MasterConfig
 from pistage.core import commands as c
 from pistage.core.model import AgentInfo, Capacity, Result, State, StreamEnd
+from pistage.master.replica import Replica
 from pistage.master.service import Master
+from pistage.master.store import DurableLog, Identity
 
 TOKEN = "a-token-of-tests"
 HELLO_YAML = "name: Hello\nimage: busybox\nrun: echo hello\nretry: 0\n"
+
+
+def a_log(data_dir: Path) -> DurableLog:
+    """The log in that directory; of a master that is alone, where there is none."""
+    path = data_dir / "raft.db"
+    if not path.exists():
+        identity = Identity(node_id="m1", group_id="g", founders={"m1": "http://m1"})
+        DurableLog.create(path, identity, raft.Base(config=raft.Config(voters=("m1",))))
+    return DurableLog(path)
+
+
+def write(store: DurableLog, entries: Sequence[raft.Entry], **changes: Any) -> None:
+    """One durable write with these entries."""
+    last_index = entries[-1].index if entries else store.last_index
+    store.write([raft.Persist(seq=1, term=1, last_index=last_index, entries=tuple(entries), **changes)])
+
+
+@asynccontextmanager
+async def a_replica(data_dir: Path, *, entries_kept: int = 10_000) -> AsyncIterator[Replica]:
+    """A group of one that leads."""
+    async with Replica(a_log(data_dir), data_dir, entries_kept=entries_kept).running() as replica:
+        await replica.until_leading()
+        yield replica
 
 
 class Api:

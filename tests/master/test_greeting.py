@@ -1,15 +1,17 @@
 """The first words of a session: what can happen between a hello and its welcome, and what must not come of it."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from pistage import wire
 from pistage.errors import Code, PistageError
 from pistage.master import reads
-from pistage.master.store import LogStore
+from pistage.master.store import DurableLog
 from tests.master.fakes import a_master, an_agent, an_info
 
 
@@ -21,8 +23,7 @@ async def test_a_cancellation_during_the_welcome_comes_after_the_assignment(
         async with an_agent(api) as (agent, _):
             run = await api.submit()
             assign = await agent.receive(wire.Assign)
-        (session_route,) = [route for route in api.master.routes if route.path == "/agent/v1/session"]  # type: ignore[attr-defined]
-        sessions = session_route.handler.__self__
+        sessions = api.master.context.sessions  # type: ignore[attr-defined]
 
         async def cancel_meanwhile(snapshot: Any, attempt_id: str) -> wire.Assign:
             found = await load_assignment(snapshot, attempt_id)
@@ -53,7 +54,7 @@ async def test_a_session_whose_welcome_fails_is_none(tmp_path: Path, monkeypatch
 async def test_an_agent_that_calls_while_our_disk_is_full_is_not_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(store: LogStore, entries: object) -> None:
+    def refuse(store: DurableLog, writes: object) -> None:
         raise PistageError(Code.STORAGE, "the master's disk is full")
 
     async with a_master(tmp_path, lease=2.0, heartbeat=0.1) as api:
@@ -63,12 +64,13 @@ async def test_an_agent_that_calls_while_our_disk_is_full_is_not_silent(
             await agent.accept(assign)
         held = (wire.Held(attempt_id=assign.attempt_id, run_id=run["id"], fence=assign.fence),)
         with monkeypatch.context() as full:
-            full.setattr(LogStore, "append", refuse)
-            for _ in range(12):
-                async with api.session.ws_connect(api.url + "/agent/v1/session") as socket:
-                    await socket.send_bytes(wire.pack_message(wire.Hello(info=an_info(agent.id), held=held)))
-                    assert isinstance(wire.unpack_message(await socket.receive_bytes(timeout=10)), wire.Goodbye)
-                await asyncio.sleep(0.2)  # an agent's pause between two calls
+            full.setattr(DurableLog, "write", refuse)
+            for _ in range(6):
+                with contextlib.suppress(aiohttp.WSServerHandshakeError):
+                    async with api.session.ws_connect(api.url + "/agent/v1/session") as socket:
+                        await socket.send_bytes(wire.pack_message(wire.Hello(info=an_info(agent.id), held=held)))
+                        assert isinstance(wire.unpack_message(await socket.receive_bytes(timeout=10)), wire.Goodbye)
+                await asyncio.sleep(0.4)  # an agent's pause between two calls
         await asyncio.sleep(1.2)  # in which losses are looked for once at least, and less than a lease
         async with an_agent(api, agent.id, held=held) as (_, welcome):
             assert [verdict.is_kept for verdict in welcome.verdicts] == [True]

@@ -7,13 +7,21 @@ from pistage import wire
 from tests.master.fakes import a_master, an_agent
 
 
+def poison(data_dir: Path, statement: str) -> None:
+    """Change the state as a bug of ours would: a changed file is refused, a changed row has its checksum."""
+    path = data_dir / "state" / "1" / "state.db"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute(statement)
+    db.close()
+    path.with_name("state.db-sums").unlink(missing_ok=True)
+
+
 async def test_a_poisoned_row_stops_neither_a_restart_nor_the_other_runs(tmp_path: Path) -> None:
     async with a_master(tmp_path) as api:
         poisoned = await api.submit()
-    with sqlite3.connect(tmp_path / "state" / "1" / "state.db") as db:
-        db.execute("UPDATE task SET spec = '{\"name\": 7' WHERE run_id = ?", (poisoned["id"],))
-        db.execute("UPDATE run SET plan = 'nothing' WHERE id = ?", (poisoned["id"],))
-    db.close()
+    run_id = poisoned["id"]
+    poison(tmp_path, f"UPDATE task SET spec = '{{\"name\": 7' WHERE run_id = '{run_id}'")
+    poison(tmp_path, f"UPDATE run SET plan = 'nothing' WHERE id = '{run_id}'")
     async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
         healthy = await api.submit()
         assign = await agent.receive(wire.Assign)
@@ -33,9 +41,7 @@ async def test_a_poisoned_row_stops_neither_a_restart_nor_the_other_runs(tmp_pat
 async def test_an_agent_whose_row_cannot_be_read_stops_nobody_else(tmp_path: Path) -> None:
     async with a_master(tmp_path) as api, an_agent(api):
         pass
-    with sqlite3.connect(tmp_path / "state" / "1" / "state.db") as db:
-        db.execute("UPDATE agent SET info = '{'")
-    db.close()
+    poison(tmp_path, "UPDATE agent SET info = '{'")
     async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
         run = await api.submit()
         assert (await agent.receive(wire.Assign)).run_id == run["id"]

@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
-import sqlite3
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pistage import wire
+from pistage import raft, wire
 from pistage.core import commands as c
 from pistage.core import limits
 from pistage.errors import Code, PistageError
 from pistage.master.replica import Replica
 from pistage.master.state import State
-from pistage.master.store import Entry, LogStore
+from pistage.master.store import DurableLog
 from tests.core.plans import a_plan
+from tests.master.fakes import a_replica, write
 
 
 def a_run(run_id: str) -> c.SubmitRun:
@@ -27,36 +29,47 @@ async def run_ids(replica: Replica) -> list[str]:
 
 
 async def test_what_was_answered_is_there_after_a_restart(tmp_path: Path) -> None:
-    async with Replica(tmp_path).running() as replica:
+    async with a_replica(tmp_path) as replica:
         await asyncio.gather(*(replica.propose(a_run(f"r{n:03}")) for n in range(100)))
         index = replica.applied_index
-    async with Replica(tmp_path).running() as replica:
-        assert (replica.applied_index, await run_ids(replica)) == (index, [f"r{n:03}" for n in range(100)])
+    async with a_replica(tmp_path) as replica:
+        assert replica.applied_index == index + 1  # the first of its term
+        assert await run_ids(replica) == [f"r{n:03}" for n in range(100)]
 
 
-async def test_a_log_ahead_of_the_state_is_applied_at_the_start(tmp_path: Path) -> None:
-    async with Replica(tmp_path).running() as replica:
+async def test_a_log_ahead_of_the_state_is_applied_once_it_is_known_to_be_committed(tmp_path: Path) -> None:
+    async with a_replica(tmp_path) as replica:
         await replica.propose(a_run("r1"))
-    store = LogStore(tmp_path / "raft.db")
-    store.append([Entry(2, 1, wire.pack_command(a_run("r2")))])
+        index, term = replica.applied_index, replica.term
+    store = DurableLog(tmp_path / "raft.db")
+    write(store, [raft.Entry(index=index + 1, term=term, payload=wire.pack_command(a_run("r2")))])
     store.close()
-    async with Replica(tmp_path).running() as replica:
+    async with a_replica(tmp_path) as replica:
         assert await run_ids(replica) == ["r1", "r2"]
 
 
 async def test_a_state_ahead_of_its_log_is_refused(tmp_path: Path) -> None:
-    async with Replica(tmp_path).running() as replica:
+    async with a_replica(tmp_path) as replica:
         await replica.propose(a_run("r1"))
-    for name in ("raft.db", "raft.db-wal"):
-        (tmp_path / name).unlink(missing_ok=True)
-    with pytest.raises(PistageError, match="belong together"):
-        async with Replica(tmp_path).running():
+    for file in tmp_path.glob("raft.*"):
+        file.unlink()
+    with pytest.raises(PistageError, match="do not belong together"):
+        async with a_replica(tmp_path):
+            pass
+
+
+async def test_a_log_without_its_state_is_refused(tmp_path: Path) -> None:
+    async with a_replica(tmp_path) as replica:
+        await replica.propose(a_run("r1"))
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(PistageError, match=r"state\.db is gone"):
+        async with a_replica(tmp_path):
             pass
 
 
 async def test_a_refusal_is_raised_to_its_proposer_alone(tmp_path: Path) -> None:
     delete = c.DeleteAction(at=1, project="default", name="nothing")
-    async with Replica(tmp_path).running() as replica:
+    async with a_replica(tmp_path) as replica:
         results = await asyncio.gather(
             replica.propose(a_run("r1")), replica.propose(delete), replica.propose(a_run("r2")), return_exceptions=True
         )
@@ -72,15 +85,17 @@ def test_a_full_disk_under_the_state_is_waited_out(tmp_path: Path, monkeypatch: 
     state = State(tmp_path / "state.db")
     pages = state._db.execute("PRAGMA page_count").fetchone()[0]
     state._db.execute(f"PRAGMA max_page_count = {pages + 2}")
-    outcomes = state.apply([Entry(n, 1, wire.pack_command(a_run(f"r{n:03}"))) for n in range(1, 101)])
-    assert [outcome.value["number"] for outcome in outcomes] == list(range(1, 101))
-    assert state.applied_index == 100
+    applied = state.apply(
+        [raft.Entry(index=n, term=1, payload=wire.pack_command(a_run(f"r{n:03}"))) for n in range(1, 101)]
+    )
+    assert [outcome.value["number"] for outcome in applied.outcomes] == list(range(1, 101))
+    assert state.position.index == 100
     state.close()
 
 
 async def test_listeners_see_each_outcome_in_order(tmp_path: Path) -> None:
     seen: list[str] = []
-    async with Replica(tmp_path).running() as replica:
+    async with a_replica(tmp_path) as replica:
         replica.on_applied(lambda outcome: seen.append(str(outcome.value.get("run_id"))))
         await asyncio.gather(*(replica.propose(a_run(f"r{n:02}")) for n in range(20)))
     assert seen == [f"r{n:02}" for n in range(20)]
@@ -90,7 +105,7 @@ async def test_too_much_at_once_is_refused_and_told_to_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "UNCOMMITTED_BYTES_MAX", 1)
-    async with Replica(tmp_path).running() as replica:
+    async with a_replica(tmp_path) as replica:
         with pytest.raises(PistageError) as caught:
             await replica.propose(a_run("r1"))
     assert caught.value.code is Code.UNAVAILABLE
@@ -100,7 +115,7 @@ async def test_what_its_proposer_has_left_counts_for_as_long_as_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "UNCOMMITTED_BYTES_MAX", 3 * len(wire.pack_command(a_run("r0"))))
-    async with Replica(tmp_path).running() as replica:
+    async with a_replica(tmp_path) as replica:
         async with asyncio.TaskGroup() as group:
             left = [group.create_task(replica.propose(a_run(f"r{n}"))) for n in range(3)]
             await asyncio.sleep(0)
@@ -115,63 +130,71 @@ async def test_what_its_proposer_has_left_counts_for_as_long_as_it_waits(
 
 
 async def test_the_log_is_trimmed_behind_a_durable_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "LOG_ENTRIES_KEPT", 10)
-    monkeypatch.setattr("pistage.master.replica._TRIM_EVERY", 5)
-    async with Replica(tmp_path).running() as replica:
+    monkeypatch.setattr("pistage.master.state._CHECKPOINT_ENTRIES", 3)
+    async with a_replica(tmp_path, entries_kept=10) as replica:
         for n in range(40):
             await replica.propose(a_run(f"r{n:02}"))
-    store = LogStore(tmp_path / "raft.db")
-    assert 10 <= store.last_index - store.base_index <= 16
+    store = DurableLog(tmp_path / "raft.db")
+    assert 10 <= store.last_index - store.base.index <= 20
     store.close()
-    async with Replica(tmp_path).running() as replica:
+    async with a_replica(tmp_path) as replica:
         assert len(await run_ids(replica)) == 40
 
 
-async def test_a_disk_too_full_to_trim_the_log_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(store: LogStore, index: int) -> None:
-        store._db.execute("PRAGMA max_page_count = 1")  # SQLite keeps what is there, and gives no page more
-        store._db.execute("CREATE TABLE more AS SELECT zeroblob(1000000)")
+async def test_a_full_disk_under_the_log_loses_nothing_and_is_got_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(store: DurableLog, writes: object) -> None:
+        raise PistageError(Code.STORAGE, "the master's disk is full")
 
-    monkeypatch.setattr(limits, "LOG_ENTRIES_KEPT", 4)
-    monkeypatch.setattr("pistage.master.replica._TRIM_EVERY", 2)
-    async with Replica(tmp_path).running() as replica:
-        for n in range(5):
-            await replica.propose(a_run(f"r{n}"))
-        with monkeypatch.context() as full:
-            full.setattr(LogStore, "trim", refuse)
-            for n in range(5, 9):
-                with contextlib.suppress(PistageError):  # the disk is full for it as well
-                    await replica.propose(a_run(f"r{n}"))
-        assert replica.is_serving
+    async def propose_in_vain() -> None:
+        with contextlib.suppress(PistageError):  # it may be done only after another election
+            await replica.propose(a_run("r2"))
+
+    async with a_replica(tmp_path) as replica:
+        await replica.propose(a_run("r1"))
+        async with asyncio.TaskGroup() as group:
+            with monkeypatch.context() as full:
+                full.setattr(DurableLog, "write", refuse)
+                group.create_task(propose_in_vain())
+                while replica.is_serving:  # noqa: ASYNC110 - reads until the disk has said so
+                    await asyncio.sleep(0)
+                with pytest.raises(PistageError) as refusal:
+                    await replica.propose(a_run("r3"))
+                assert refusal.value.code is Code.STORAGE
+        await replica.until_leading()
+        await replica.propose(a_run("r4"))
+        assert await run_ids(replica) == ["r1", "r2", "r4"]
 
 
 async def test_a_command_of_a_later_version_stops_the_master_instead_of_being_skipped(tmp_path: Path) -> None:
-    store = LogStore(tmp_path / "raft.db")
-    store.append([Entry(1, 1, wire.pack_value({"kind": "from_the_future", "at": 1}))])
+    async with a_replica(tmp_path) as replica:
+        index = replica.applied_index + 1
+    store = DurableLog(tmp_path / "raft.db")
+    write(store, [raft.Entry(index=index, term=1, payload=wire.pack_value({"kind": "from_the_future", "at": 1}))])
     store.close()
-    with pytest.raises(RuntimeError, match="entry 1 holds a command"):
-        async with Replica(tmp_path).running():
+    with pytest.raises(RuntimeError, match=f"entry {index} holds a command"):
+        async with a_replica(tmp_path):
             pass
 
 
-def test_a_damaged_entry_is_found_and_said(tmp_path: Path) -> None:
-    store = LogStore(tmp_path / "raft.db")
-    store.append([Entry(n, 1, b"payload") for n in range(1, 6)])
-    store.close()
-    with sqlite3.connect(tmp_path / "raft.db") as db:
-        db.execute("UPDATE entries SET payload = x'00' WHERE idx = 3")
-    db.close()
-    with pytest.raises(PistageError, match="damaged at entry 3"):
-        LogStore(tmp_path / "raft.db")
+async def test_time_in_the_log_never_goes_back(tmp_path: Path) -> None:
+    async with a_replica(tmp_path) as replica:
+        await replica.propose(replace(a_run("r1"), at=5_000))
+        await replica.propose(replace(a_run("r2"), at=4_000))
+    async with a_replica(tmp_path) as replica:
+        await replica.propose(replace(a_run("r3"), at=3_000))
+        async with replica.reader.snapshot() as snapshot:
+            rows = await snapshot.rows("SELECT created_at FROM run ORDER BY id")
+    assert [row[0] for row in rows] == [5_000] * 3
 
 
-def test_the_log_survives_trimming_with_its_chain_of_check_sums(tmp_path: Path) -> None:
-    store = LogStore(tmp_path / "raft.db")
-    store.append([Entry(n, 1, b"%d" % n) for n in range(1, 11)])
-    store.trim(7)
-    store.close()
-    store = LogStore(tmp_path / "raft.db")
-    assert [entry.index for entry in store.entries_after(7)] == [8, 9, 10]
-    store.append([Entry(11, 1, b"11")])
-    store.close()
-    LogStore(tmp_path / "raft.db").close()
+async def test_a_command_that_not_every_master_knows_is_not_proposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(c._SINCE, c.SubmitRun, 2)
+    async with a_replica(tmp_path) as replica:
+        with pytest.raises(PistageError, match="not every master knows"):
+            await replica.propose(a_run("r1"))
+        await replica.propose(c.RaiseVersion(at=1, command_version=2))
+        await replica.propose(a_run("r1"))

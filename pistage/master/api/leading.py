@@ -106,6 +106,10 @@ async def leader_url(context: Context) -> str | None:
                 leader = replica.leader
                 if leader is not None and leader != replica.node_id and (url := context.peers.url_of(leader)):
                     return url
+                if replica.is_disk_full and leader is None:
+                    raise PistageError(
+                        Code.STORAGE, "the master's disk is full", hint="free some space on it; nothing was changed"
+                    )
                 await replica.role_change()
     except TimeoutError:
         raise no_leader("the masters have no leader now") from None

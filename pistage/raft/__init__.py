@@ -36,10 +36,11 @@ dissertation).
 3. When the state is durable through some index (a checkpoint has completed), pass `Compact`, some entries short of it,
    so that a follower that was away for a moment needs no snapshot.
 
-**Starting.** Read the hard state, the base and the entries from the disk, the applied index and digest from the state; `Node`
-refuses a state and a log that do not belong together. Nothing else is remembered: the commit index is learnt again.
-Damage that the disk shows (a broken chain of checksums, a log that ends before what was known durable) is not for the
-core to mend: the node must be removed and come back under a new name as a learner, because a voter that forgets is two.
+**Starting.** Read the hard state, the base and the entries from the disk, the applied index and its digest from the
+state; `Node` refuses a state and a log that do not belong together. Nothing else is remembered: the commit index is
+learnt again. Damage that the disk shows (a broken chain of checksums, a log that ends before what was known durable) is
+not for the core to mend: the node must be removed and come back under a new name as a learner, because a voter that
+forgets is two. So must one that ended with a `Fatal` whose `is_state_damaged` is set: start it no more on that state.
 
 **What is promised**, if writes are durable when `Durable` says so: at most one leader a term; a committed entry is
 never lost or replaced; `Apply` is the same sequence on every node; a `ReadReady` index is at or past every entry that

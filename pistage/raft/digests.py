@@ -30,6 +30,11 @@ class Digests:
         self._ours: dict[int, bytes] = {}
         self._shown: tuple[int, bytes] | None = None
 
+    def restart_at(self, index: int, digest: bytes) -> None:
+        """Our state is another one, which came as a snapshot."""
+        self._ours = {index: digest}
+        self.differs_at = None
+
     def at(self, index: int) -> bytes:
         """What our state was there; nothing if that is not known (any more)."""
         return self._ours.get(index, b"")

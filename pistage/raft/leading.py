@@ -99,8 +99,9 @@ def receive(
 
 def _on_heartbeat_resp(node: Node, leadership: Leadership, progress: Progress, message: m.HeartbeatResp) -> None:
     progress.same_at = max(progress.same_at, message.same_at)
+    progress.differs = message.differs
     if message.differs:
-        _on_difference(node, leadership, progress)
+        _on_difference(node, leadership)
     reads.on_round(node, leadership, progress, message.round)
     progress.is_paused = False
     if progress.feed is Feed.SNAPSHOT:
@@ -110,9 +111,8 @@ def _on_heartbeat_resp(node: Node, leadership: Leadership, progress: Progress, m
         replication.feed(node, progress, message.src, even_if_empty=True)
 
 
-def _on_difference(node: Node, leadership: Leadership, progress: Progress) -> None:
+def _on_difference(node: Node, leadership: Leadership) -> None:
     """Go on if there may still be a majority that has our state; it tells the one that differs."""
-    progress.differs = True
     others = {peer for peer, other in leadership.followers.items() if other.differs}
     rest = {node.id, *leadership.followers} - others
     if node.log.config.is_quorum(others):

@@ -60,7 +60,7 @@ class Node:
         self.applied = applied
         self.applying = applied  # handed to the driver through here
         self.digests = Digests(self.settings.digests_kept)
-        self.digests.applied(applied, (digest,), 0)
+        self.digests.restart_at(applied, digest)
         self.writes = Writes(self.log.last_index)
         self.now = 0  # ticks since the start
         self.heard_tick = -self.settings.election_ticks  # when a leader was last heard

@@ -63,5 +63,5 @@ def installed(node: Node, event: e.SnapInstalled) -> None:
         node.writes.truncate_from(base.index + 1)
         node.commit = node.applied = node.applying = base.index
         node.write(install=base)
-        node.digests.applied(base.index, (event.digest,), node.now)
+        node.digests.restart_at(base.index, event.digest)
     node.promise(m.AppendResp(src=node.id, dst=leader, term=node.term, match_index=base.index))

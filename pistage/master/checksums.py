@@ -2,7 +2,8 @@
 
 SQLite checks what is in its write-ahead log, not what is in the file itself. The file changes in a checkpoint only, and
 only its owner makes one, through `checkpoint` here: the sums are written before the log is emptied, so that at every
-moment each page of the file has its sum or stands in the log.
+moment each page of the file has its sum or stands in the log. What counts as standing there is what SQLite will read
+from it: frames up to the last commit before the first one that is damaged.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import os
 import sqlite3
 import struct
+import sys
 import zlib
 from array import array
 from pathlib import Path
@@ -19,10 +21,11 @@ from pistage.errors import Code, PistageError
 
 _HEAD = struct.Struct("<8sIQI")  # magic, page size, mark, number of pages; then a sum a page, then the sum of all that
 _MAGIC = b"pistage1"
-_WAL_HEAD, _FRAME_HEAD = 32, 24  # https://www.sqlite.org/fileformat2.html#walformat
+_WAL_MAGIC, _WAL_HEAD, _FRAME_HEAD = 0x377F0682, 32, 24  # https://www.sqlite.org/fileformat2.html#walformat
 REPLACE_HINT = (
     "this master cannot vote with it; the others go on. `pistage cluster join` with this master's configuration sets"
-    " the damaged files aside and brings it back as a new member"
+    " the damaged files aside and brings it back as a new member; a master that is alone needs a snapshot and"
+    " `pistage cluster restore`"
 )
 
 
@@ -44,7 +47,7 @@ class PageSums:
         if not self._sums_path.exists():
             return 0
         mark = self._read()
-        in_log = self._pages_in_log()
+        in_log = _pages_that_count(self._wal_path)
         pages = len(self._sums)
         with self.path.open("rb") as file:
             for number in range(1, max(pages, -(-os.fstat(file.fileno()).st_size // self._page_size)) + 1):
@@ -62,7 +65,10 @@ class PageSums:
         """
         self._page_size = self._page_size or int(db.execute("PRAGMA page_size").fetchone()[0])
         changed = self._pages_in_log()
-        self._write(mark)
+        if self._sums:  # without any, nothing of the file can be told from damage yet
+            # SQLite syncs its log only after this, and a mark must not be durable before what it speaks of.
+            self._sync_log()
+            self._write(mark)
         busy, in_log, moved = db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
         if busy or in_log != moved:
             return False
@@ -70,7 +76,8 @@ class PageSums:
             pages = os.fstat(file.fileno()).st_size // self._page_size
             known = len(self._sums)
             self._sums.extend([0] * (pages - known))
-            for number in changed | set(range(known + 1, pages + 1)):
+            # A frame that SQLite has dropped, after a loss of power, may name a page that the file never got.
+            for number in {number for number in changed if 0 < number <= pages} | set(range(known + 1, pages + 1)):
                 page = os.pread(file.fileno(), self._page_size, (number - 1) * self._page_size)
                 self._sums[number - 1] = zlib.crc32(page)
         self._write(mark)
@@ -95,7 +102,15 @@ class PageSums:
             self._sums_path.unlink(missing_ok=True)  # made anew at the next start
         db.close()
 
+    def _sync_log(self) -> None:
+        try:
+            with self._wal_path.open("rb", buffering=0) as file:
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            pass
+
     def _pages_in_log(self) -> set[int]:
+        """Every page that a frame names, also one of an earlier round that SQLite reads no more."""
         pages: set[int] = set()
         try:
             with self._wal_path.open("rb", buffering=0) as file:
@@ -128,6 +143,46 @@ class PageSums:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._sums_path)
+
+
+def _pages_that_count(wal_path: Path) -> set[int]:
+    """The pages that SQLite will take from the log: those of whole transactions before the first damaged frame."""
+    try:
+        raw = wal_path.read_bytes()
+    except FileNotFoundError:
+        return set()
+    magic, page_size = int.from_bytes(raw[:4], "big"), int.from_bytes(raw[8:12], "big")
+    if magic not in {_WAL_MAGIC, _WAL_MAGIC | 1} or len(raw) < _WAL_HEAD:
+        return set()
+    sums_are_big = bool(magic & 1)
+    running = _wal_sum((0, 0), raw[:24], sums_are_big)
+    pages: set[int] = set()
+    pending: set[int] = set()
+    if raw[24:32] != struct.pack(">II", *running):
+        return pages
+    for at in range(_WAL_HEAD, len(raw) - _FRAME_HEAD - page_size + 1, _FRAME_HEAD + page_size):
+        number, commit = struct.unpack_from(">II", raw, at)
+        page = raw[at + _FRAME_HEAD : at + _FRAME_HEAD + page_size]
+        running = _wal_sum(running, raw[at : at + 8] + page, sums_are_big)
+        if raw[at + 8 : at + 16] != raw[16:24] or raw[at + 16 : at + 24] != struct.pack(">II", *running):
+            break
+        pending.add(number)
+        if commit:
+            pages |= pending
+            pending.clear()
+    return pages
+
+
+def _wal_sum(before: tuple[int, int], data: bytes, is_big: bool) -> tuple[int, int]:
+    words = array("I", data)
+    if is_big is not (sys.byteorder == "big"):
+        words.byteswap()
+    first, second = before
+    pairs = iter(words)
+    for even, odd in zip(pairs, pairs, strict=True):
+        first = (first + even + second) & 0xFFFFFFFF
+        second = (second + odd + first) & 0xFFFFFFFF
+    return first, second
 
 
 def damaged(path: Path, what: str) -> PistageError:

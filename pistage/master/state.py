@@ -47,7 +47,10 @@ class State:
         self._sums = PageSums(path)
         try:
             mark = self._sums.verify()
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+            # Nobody else writes, and a checkpoint must not wait for a reader: no timeout.
+            self._db = sqlite3.connect(
+                path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=512
+            )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # power loss gives an older state; the log mends it
             self._db.execute("PRAGMA wal_autocheckpoint = 0")
@@ -63,7 +66,7 @@ class State:
         if not self.position.membership:
             self.position = replace(self.position, membership=membership)
         self.command_version = machine.command_version(self._db)
-        self._checkpoint_at = 0
+        self._checkpoint_at = self._checkpoint_after = 0
         self.checkpoint()
 
     def apply(self, entries: Sequence[raft.Entry]) -> Applied:
@@ -130,11 +133,11 @@ class State:
             log.warning("the disk is full: the state stays in its write-ahead log for now")
 
     def _checkpoint_if_due(self) -> None:
-        size = self._sums.log_bytes
-        if size >= self._checkpoint_at or self.position.index >= self.durable_index + _CHECKPOINT_ENTRIES:
+        if self._sums.log_bytes >= self._checkpoint_at or self.position.index >= self._checkpoint_after:
             self.checkpoint()
             # One that a reader held up is not tried again with every batch.
             self._checkpoint_at = self._sums.log_bytes + _CHECKPOINT_BYTES
+            self._checkpoint_after = self.position.index + _CHECKPOINT_ENTRIES
 
     def close(self) -> None:
         """Close the file, after every reader of it."""

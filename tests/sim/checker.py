@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING
 
 from pistage import raft
 from pistage.raft import messages as m
+from tests.sim.machine import RAISE, words_of
+from tests.sim.violation import Violation
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
     from tests.sim.world import World
-
-
-class Violation(AssertionError):  # noqa: N818 - it is the word for it
-    """An invariant fell."""
-
-    def __init__(self, invariant: str, what: str) -> None:
-        super().__init__(f"{invariant}: {what}")
-        self.invariant = invariant
 
 
 class Checker:
@@ -37,7 +31,9 @@ class Checker:
         self.acknowledged: dict[str, int] = {}
         self.seen_index = 0  # the newest state that any client was shown
         self._last: dict[str, tuple[int, int]] = {}  # of each host: term and commit after its last step
-        self._applied: dict[str, int] = {}
+        self.rotten: set[str] = set()  # whose state was ever damaged on purpose
+        self._newest_applied = 0
+        self._must_know: set[str] = set()
 
     # --- after a step ------------------------------------------------------------------------------------------
 
@@ -153,6 +149,11 @@ class Checker:
             raise Violation("I7", f"{host.name} commits {index}, durable only on {sorted(holders)} of {voters}")
 
     def fatal(self, host: Host, fatal: raft.Fatal) -> None:
+        if "differs" in fatal.reason and self.rotten:
+            if fatal.is_state_damaged and host.name not in self.rotten:
+                raise Violation("I5", f"{host.name} is called damaged, and {self.rotten} are: {fatal.reason}")
+            self.world.count("rot found")
+            return
         for words, invariant in (("two leaders", "I1"), ("lost entries", "I7"), ("differs", "I5")):
             if words in fatal.reason:
                 raise Violation(invariant, f"{host.name}: {fatal.reason}")
@@ -186,15 +187,31 @@ class Checker:
         index, digest = entry.index, host.machine.digest
         if index >= len(self.committed) or self.committed[index] != entry.term:
             raise Violation("I6", f"{host.name} applies {index} of term {entry.term}, which is not committed")
-        if self.digests.setdefault(index, digest) != digest:
+        if not host.machine.is_rotten and self.digests.setdefault(index, digest) != digest:
             raise Violation("I5", f"{host.name} has another state at {index}")
+        if index > self._newest_applied:
+            self._newest_applied = index
+            self._first_applied(host, entry)
         if is_new:
-            request, key, value = entry.payload.decode().split(" ")
+            request, key, value, _ = words_of(entry.payload)
             if self.executed.setdefault(request, index) != index:
                 raise Violation("I12", f"request {request} is carried out at {index}, and was at an earlier index")
             versions = self.versions.setdefault(key, [])
             if not versions or versions[-1][0] < index:
                 versions.append((index, value))
+
+    def _first_applied(self, host: Host, entry: raft.Entry) -> None:
+        if entry.payload.startswith(RAISE.encode()):
+            self.world.count("version raised")
+            self._must_know |= set(host.machine.config.members)
+        if self.world.fleet is not None:
+            self.world.fleet.applied(host, entry)
+
+    def unknown_command(self, host: Host) -> None:
+        """Allowed only to who came after the version was raised."""
+        self.world.count("unknown command")
+        if host.name in self._must_know:
+            raise Violation("version", f"{host.name} meets a command that it does not know, and was a member before")
 
     # --- what clients were told ---------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.sim.host import TICK, Host
+from tests.sim.machine import write_of
 
 if TYPE_CHECKING:
     from pistage import raft
@@ -53,9 +54,20 @@ class Client:
         self.number += 1
         self.world.at(self.world.rng.randint(1, TICK), self._next)
 
+    def restart(self) -> None:
+        """It forgets what it waits for. A write that it had noted is asked for again, as the same request."""
+        if self.is_stopped or self.number == 0:
+            return
+        self.number += 1
+        if self.operation.is_write and self.operation.end is None and self.world.rng.random() < 0.5:
+            self.attempt = 0
+            self.world.at(self.world.rng.randint(1, 10) * TICK, self._write, self.number)
+        else:
+            self.world.at(self.world.rng.randint(1, 10) * TICK, self._next)
+
     def _host(self, *, leader_chance: float) -> Host:
         hosts = list(self.world.hosts.values())
-        leaders = [host for host in hosts if host.node is not None and host.node.leadership is not None]
+        leaders = self.world.leaders()
         return self.world.rng.choice(leaders if leaders and self.world.rng.random() < leader_chance else hosts)
 
     # --- writes -----------------------------------------------------------------------------------------------
@@ -65,8 +77,9 @@ class Client:
             return
         self.attempt += 1
         operation = self.operation
-        payload = f"{operation.value} {operation.key} {operation.value}".encode()
         host = self._host(leader_chance=0.7)
+        version = host.machine.version if self.world.rng.random() < 0.5 else 1
+        payload = write_of(operation.value, operation.key, operation.value, host.at(), version)
         if host.node is not None:
             batch = (payload,) * (2 if self.world.rng.random() < 0.1 else 1)
 

@@ -17,15 +17,19 @@ class Write:
 
 
 class Disk:
-    """`raft.db` and the state's last checkpoint. A `Persist` is one transaction: all of it or nothing."""
+    """`raft.db` and the state's last checkpoint. A `Persist` is one transaction: all of it or nothing.
 
-    __slots__ = ("base", "checkpoint", "entries", "hard_state")
+    With `flipped_at` a bit of that entry is not what was written; the chain of checksums shows it at the next start.
+    """
+
+    __slots__ = ("base", "checkpoint", "entries", "flipped_at", "hard_state")
 
     def __init__(self, base: raft.Base, checkpoint: Machine) -> None:
         self.hard_state = raft.HardState()
         self.base = base
         self.entries: list[raft.Entry] = []
         self.checkpoint = checkpoint
+        self.flipped_at: int | None = None
 
     @property
     def last_index(self) -> int:

@@ -30,8 +30,14 @@ class Mix:
     slow_disk: float = 0.0
     full_disk: float = 0.0
     eio: float = 0.0
+    flip: float = 0.0  # a bit of a log
+    rot: float = 0.0  # a state that is not what the log says
+    upgrade: float = 0.0
+    client: float = 0.0
+    agent: float = 0.0
     replay: float = 0.0
     clock: float = 0.0
+    jump: float = 0.0  # of the wall clock
     membership: float = 0.0
     transfer: float = 0.0
     checkpoint: float = 0.0
@@ -39,6 +45,7 @@ class Mix:
 
 CHANCES = ("drop", "duplicate", "delay", "crash_points", "strand")
 NEMESIS = tuple(field.name for field in fields(Mix) if field.name not in CHANCES)
+_DONE = "done"
 OFTEN = {"membership", "checkpoint", "cut"}  # of these much is asked and little comes about
 
 
@@ -66,7 +73,9 @@ class Nemesis:
         self.world, self.skip = world, skip
         self.rng = Random(f"nemesis of {world.seed}")
         self.deeds: list[str] = []
-        self.weights = [getattr(world.mix, name) for name in NEMESIS]
+        self.in_hand: set[str] = set()  # who is being replaced
+        idle = {"agent"} if world.fleet is None else set()
+        self.weights = [0.0 if name in idle else getattr(world.mix, name) for name in NEMESIS]
         if any(self.weights):
             self.pace = self.rng.choice((1, 2, 5, 12)) * TICK
             world.at(self.rng.randrange(self.pace), self._act)
@@ -108,7 +117,7 @@ class Nemesis:
     def _victim(self, rng: Random) -> Host:
         """Leaders are worth more."""
         hosts = list(self.world.hosts.values())
-        leaders = [host for host in hosts if host.node is not None and host.node.leadership is not None]
+        leaders = self.world.leaders()
         return rng.choice(leaders if leaders and rng.random() < 0.5 else hosts)
 
     def _crash(self, rng: Random) -> None:
@@ -159,6 +168,64 @@ class Nemesis:
     def _eio(self, rng: Random) -> None:
         self._victim(rng).is_eio_due = True
 
+    def _flip(self, rng: Random) -> None:
+        """Found at the next start, which therefore comes soon."""
+        victim = self._victim(rng)
+        if victim.disk.entries and not victim.is_bad and self.world.can_do_without(victim.name):
+            victim.disk.flipped_at = rng.choice(victim.disk.entries).index
+            victim.crash(is_power_loss=rng.random() < 0.5)
+
+    def _rot(self, rng: Random) -> None:
+        """One at a time: two of five can agree with each other for as long as a third is away."""
+        victim = self._victim(rng)
+        is_one = not any(host.machine.is_rotten for host in self.world.hosts.values())
+        if is_one and victim.node is not None and not victim.is_bad and self.world.can_do_without(victim.name):
+            victim.machine.rot()
+            self.world.checker.rotten.add(victim.name)
+
+    def replace(self, victim: Host) -> None:
+        """Somebody has to put another in its place."""
+        self.in_hand.add(victim.name)
+        self.world.at(TICK, self._replace, victim, "")
+
+    def _replace(self, victim: Host, successor: str) -> None:
+        """What an operator does: the damaged one is removed, a new one comes as a learner and is promoted."""
+        if successor in self.world.hosts and self.world.hosts[successor].is_bad:
+            successor = _DONE  # another takes its place in turn
+        for host in self.world.leaders():
+            assert host.node is not None
+            config = host.node.log.config
+            if victim.name in config.members:
+                kind, name = raft.ChangeKind.REMOVE, victim.name
+            elif successor == _DONE or successor in config.voters or len(config.members) >= 5:
+                successor = _DONE  # a leader that knows less may still come and have to remove it
+                self.in_hand.discard(victim.name)
+                continue
+            elif successor in config.learners:
+                kind, name = raft.ChangeKind.PROMOTE, successor
+            else:
+                kind, name = raft.ChangeKind.ADD_LEARNER, successor or self.world.new_host()
+                successor = name
+            change = raft.Change(kind=kind, node_id=name)
+            host.step(raft.Conf(token=self.world.new_token(), change=change))
+        self.world.at(8 * TICK, self._replace, victim, successor)
+
+    def _jump(self, rng: Random) -> None:
+        self._victim(rng).wall_offset = rng.randint(-6, 6) * 3_600_000
+
+    def _upgrade(self, rng: Random) -> None:
+        victim = self._victim(rng)
+        if victim.version == 1:
+            victim.version = 2
+            victim.crash()
+
+    def _client(self, rng: Random) -> None:
+        rng.choice(self.world.clients).restart()
+
+    def _agent(self, rng: Random) -> None:
+        if self.world.fleet is not None:
+            self.world.fleet.trouble(rng)
+
     def _replay(self, rng: Random) -> None:
         """Messages from any time of the past, in any order."""
         for message in rng.sample(self.world.old, min(len(self.world.old), 30)):
@@ -168,14 +235,17 @@ class Nemesis:
         self._victim(rng).clock_rate = rng.uniform(0.8, 1.25)
 
     def _transfer(self, rng: Random) -> None:
-        for host in self._leaders():
+        for host in self.world.leaders():
             target = rng.choice(list(self.world.hosts))
             host.step(raft.Transfer(token=self.world.new_token(), target=target))
 
     def _membership(self, rng: Random) -> None:
-        for host in self._leaders():
+        for host in self.world.leaders():
             assert host.node is not None
             config = host.node.log.config
+            gone = [name for name in config.members if self.world.hosts[name].is_bad]
+            if gone:  # the operator is at it; nobody else goes meanwhile
+                continue
             if config.learners and rng.random() < 0.6:
                 kind, name = raft.ChangeKind.PROMOTE, rng.choice(config.learners)
             elif len(config.members) < 5 and rng.random() < 0.6:
@@ -189,10 +259,6 @@ class Nemesis:
         hosts = list(self.world.hosts.values())
         for host in rng.sample(hosts, rng.randint(1, len(hosts))):
             host.checkpoint()
-
-    def _leaders(self) -> list[Host]:
-        hosts = list(self.world.hosts.values())
-        return [host for host in hosts if host.node is not None and host.node.leadership is not None]
 
 
 def _both(left: list[str], right: list[str]) -> Iterator[tuple[str, str]]:

@@ -9,32 +9,63 @@ from typing import TYPE_CHECKING
 
 from pistage import raft
 from tests.sim.disk import Disk, Write
-from tests.sim.machine import Machine
+from tests.sim.machine import Machine, version_of
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
+EPOCH = 1_700_000_000_000  # what clocks show at the start, milliseconds
 TICK = 100  # units of simulated time between two ticks of a good clock
 
 
 class Host:
     """`node` is None while the process is down. Everything but `disk` and `machine` is lost in a crash."""
 
-    def __init__(self, world: World, name: str, base: raft.Base) -> None:
-        self.world, self.name = world, name
+    def __init__(self, world: World, name: str, base: raft.Base, version: int) -> None:
+        self.world, self.name, self.version = world, name, version
         self.machine: Machine = world.new_machine(base.config)
         self.disk = Disk(base, self.machine.copy())
         self.clock_rate = 1.0
         self.slow_until = self.full_until = self.paused_until = 0
         self.is_eio_due = False
+        self.is_condemned = False  # not to be started again: an operator replaces it
+        self.wall_offset = 0  # how wrong its clock is
+        self._at = self._at_now = 0  # the time last given to a command, and when that was
         self.starts = 0
         self.node: raft.Node | None = None
         self.start()
 
+    @property
+    def is_paused(self) -> bool:
+        return self.paused_until > self.world.now
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it is to be replaced, or will be once somebody finds out."""
+        return self.is_condemned or self.machine.is_rotten or self.disk.flipped_at is not None
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was ever written here."""
+        return not self.disk.entries and self.disk.base.index == self.disk.hard_state.term == 0
+
+    def configs(self) -> set[raft.Config]:
+        """Every membership in its log, on the disk or not."""
+        entries = list(self.disk.entries)
+        found = {self.disk.base.config}
+        if self.node is not None:
+            log = self.node.log
+            entries += log.entries(log.base.index + 1, log.last_index)
+            found.add(log.base.config)
+        return found | {raft.Config.decode(entry.payload) for entry in entries if entry.kind is raft.Kind.CONFIG}
+
     # --- life and death --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        if self.node is not None:
+        if self.node is not None or self.is_condemned:
+            return
+        if self.disk.flipped_at is not None:
+            self.condemn("damaged log refused")
             return
         self.starts += 1
         self.world.checker.starting(self)
@@ -46,6 +77,7 @@ class Host:
             base=self.disk.base,
             entries=tuple(self.disk.entries),
             applied=self.machine.index,
+            digest=self.machine.digest,
             settings=self.world.settings,
         )
         self.queue: deque[Write] = deque()
@@ -61,6 +93,12 @@ class Host:
         self.ready_reads: list[tuple[int, int]] = []
         self.world.checker.started(self)
         self.world.at(self.world.rng.randrange(TICK), self._tick, self.starts)
+
+    def condemn(self, why: str) -> None:
+        """Not to be started again."""
+        self.is_condemned = True
+        self.world.count(why)
+        self.world.nemesis.replace(self)
 
     def crash(self, *, is_power_loss: bool = False) -> None:
         """Any beginning of what the disk was writing may have reached it; with the power goes the state's tail, too."""
@@ -115,6 +153,8 @@ class Host:
                     self.world.at(self.world.rng.randint(1, 3 * TICK), self._fetch, self.starts, action)
                 case raft.Fatal():
                     self.world.checker.fatal(self, action)
+                    if action.is_state_damaged:
+                        self.condemn("damaged state given up")
                     self.crash()
                 case raft.Role(role=raft.RoleName.LEADER):
                     self.world.nemesis.won(self)
@@ -196,6 +236,10 @@ class Host:
         if self._may_crash_here("before an apply"):
             return
         self.is_applying = False
+        if any(version_of(entry) > self.version for entry in self.applies):
+            self.world.checker.unknown_command(self)
+            self.crash()  # with nothing of this batch committed; again and again until it is upgraded
+            return
         digests = []
         for entry in self.applies:
             is_new = self.machine.apply(entry)
@@ -227,7 +271,13 @@ class Host:
         world = self.world
         source = world.hosts.get(asked.source)
         is_there = source is not None and source.node is not None and source.machine.index >= asked.index
-        if source is None or not is_there or world.is_cut(asked.source, self.name) or world.rng.random() < 0.1:
+        is_lost = world.is_cut(asked.source, self.name) or world.rng.random() < 0.1
+        if source is None or not is_there or is_lost:
+            self.step(raft.SnapFailed())
+            return
+        if source.machine.is_rotten:
+            source.condemn("damaged snapshot refused")  # by the hash that is made of it
+            source.crash()
             self.step(raft.SnapFailed())
             return
         copy = source.machine.copy()
@@ -235,7 +285,8 @@ class Host:
             return
         world.staged[self.name, copy.index] = copy
         world.count("snapshot")
-        self.step(raft.SnapInstalled(base=raft.Base(index=copy.index, term=copy.term, config=copy.config)))
+        base = raft.Base(index=copy.index, term=copy.term, config=copy.config)
+        self.step(raft.SnapInstalled(base=base, digest=copy.digest))
 
     # --- clients ------------------------------------------------------------------------------------------------------
 
@@ -243,6 +294,13 @@ class Host:
         token = self.world.new_token()
         self.replies[token] = replied
         self.step(raft.Propose(token=token, payloads=payloads))
+
+    def at(self) -> int:
+        """The time for a command: it never falls, and goes on from the newest there was, however wrong a clock is."""
+        now = self.world.now
+        newest = max(self._at + now - self._at_now, self.machine.at)
+        self._at, self._at_now = max(EPOCH + now + self.wall_offset, newest), now
+        return self._at
 
     def wait(self, index: int, term: int, done: Callable[[int], None]) -> None:
         self.waiters[index] = (term, done)

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from tests.sim.checker import Violation
 from tests.sim.clients import KEYS
 from tests.sim.faults import CHANCES, Mix
 from tests.sim.linearizable import is_linearizable
 from tests.sim.machine import Registers
 from tests.sim.sqlite_machine import SqliteMachine
+from tests.sim.violation import Violation
 from tests.sim.world import World
 
 HISTORY_OPERATIONS_MAX = 200  # of one key: the search must not take longer than the run
@@ -62,9 +62,12 @@ def run(seeds: Iterable[int], events_max: int, *, failures_max: int = 1) -> Repo
     return report
 
 
-def world_of(seed: int, mix: Mix | None = None, skip: frozenset[int] = frozenset()) -> World:
+def world_of(
+    seed: int, mix: Mix | None = None, skip: frozenset[int] = frozenset(), *, is_traced: bool = False
+) -> World:
     """One seed in ten runs the real state machine."""
-    return World(seed, mix=mix, skip=skip, machine=SqliteMachine if seed % 10 == 9 else Registers)
+    machine = SqliteMachine if seed % 10 == 9 else Registers
+    return World(seed, mix=mix, skip=skip, machine=machine, is_traced=is_traced)
 
 
 def failure_of(world: World, events_max: int) -> Failure | None:

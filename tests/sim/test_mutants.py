@@ -56,7 +56,9 @@ def test_a_quick_mutant_is_killed_and_its_seed_replays() -> None:
 
 
 def test_a_seed_that_fails_is_shrunk() -> None:
-    shrunk = sim("shrink", "0", "--events", "600", "--mutant", "leader-counts-unsynced")
+    found = sim("run", "0:40", "--events", "600", "--mutant", "leader-counts-unsynced")
+    seed = found.partition("seed ")[2].partition(":")[0]
+    shrunk = sim("shrink", seed, "--events", "600", "--mutant", "leader-counts-unsynced")
     assert "I7" in shrunk
     assert "least:" in shrunk
 

@@ -10,11 +10,14 @@ from typing import Any
 from zlib import crc32
 
 from pistage import raft
-from tests.sim.checker import Checker, Violation
+from tests.sim.checker import Checker
 from tests.sim.clients import Client, Operation
 from tests.sim.faults import Mix, Nemesis, mix_of
+from tests.sim.fleet import Fleet
 from tests.sim.host import TICK, Host
-from tests.sim.machine import MachineFactory, Registers
+from tests.sim.machine import KNOWS, RAISE, MachineFactory, Registers, write_of
+from tests.sim.sqlite_machine import SqliteMachine
+from tests.sim.violation import Violation
 
 HEAL_TICKS = 400
 CALM_TICKS = 25
@@ -68,10 +71,13 @@ class World:
         self.hosts: dict[str, Host] = {}
         founders = tuple(f"m{n}" for n in range(1, 1 + self.rng.choice((1, 2, 3, 3, 3, 3, 5, 5, 5, 5))))
         self.founders = raft.Config(voters=founders)
+        self.is_mixed = self.rng.random() < 0.3
         for name in founders:
-            self.hosts[name] = Host(self, name, raft.Base(config=self.founders))
+            self.hosts[name] = Host(self, name, raft.Base(config=self.founders), 1 if self.is_mixed else 2)
         self.clients = [Client(self, f"c{n}") for n in range(self.rng.randint(2, 6))]
+        self.fleet = Fleet(self) if machine is SqliteMachine else None
         self.nemesis = Nemesis(self, skip)
+        self.at(TICK, self._tell_versions)
 
     # --- time ----------------------------------------------------------------------------------------------------
 
@@ -150,9 +156,13 @@ class World:
     # --- hosts -----------------------------------------------------------------------------------------------------
 
     def new_host(self) -> str:
-        """An empty node under a name that was never used; the oldest that is no member makes room."""
-        name = f"m{len(self.checker._last) + 1}"
-        self.hosts[name] = Host(self, name, raft.Base())
+        """An empty node under a name that was never used, or that nobody has told anything yet."""
+        last = self.hosts[f"m{len(self.hosts)}"]
+        if last.name not in self.founders.voters and last.is_blank:
+            return last.name
+        name = f"m{len(self.hosts) + 1}"
+        is_old = self.is_mixed and self.is_faulty and all(host.machine.version == 1 for host in self.hosts.values())
+        self.hosts[name] = Host(self, name, raft.Base(), self.rng.choice((1, 2)) if is_old else 2)
         return name
 
     def members(self) -> list[Host]:
@@ -164,41 +174,66 @@ class World:
         """The members but the one that stays deaf to the end."""
         return [host for host in self.members() if host.name != self.deaf]
 
+    def leaders(self) -> list[Host]:
+        """Those who think that they lead."""
+        hosts = list(self.hosts.values())
+        return [host for host in hosts if host.node is not None and host.node.leadership is not None]
+
+    def can_do_without(self, name: str) -> bool:
+        """Whether, if this one never answers again, a majority is left of every membership that any log holds."""
+        gone = {host.name for host in self.hosts.values() if host.is_bad} | {name}
+        configs = {config for host in self.hosts.values() for config in host.configs()}
+        return all(config.is_quorum(set(config.voters) - gone) for config in configs if config.voters)
+
+    def _tell_versions(self) -> None:
+        """Leaders propose what masters know, and the newer version once all members know it."""
+        for host in self.leaders():
+            assert host.node is not None
+            members, machine = host.node.log.config.members, host.machine
+            known = machine.known
+            news = [name for name in members if self.hosts[name].node and known.get(name) != self.hosts[name].version]
+            for name in news:
+                host.propose((f"{KNOWS} {name} {self.hosts[name].version}".encode(),), lambda _: None)
+            if machine.version == 1 and all(known.get(name) == 2 for name in members):
+                host.propose((f"{RAISE} 2".encode(),), lambda _: None)
+        self.at(8 * TICK, self._tell_versions)
+
     def heal(self) -> None:
         """All faults end but, in some seeds, one: a member of at least three, the leader, hears nobody."""
         self.is_faulty = False
         for host in self.hosts.values():
             host.slow_until = host.full_until = host.paused_until = 0
             host.is_eio_due = False
+            host.version = 2
             host.start()
-        leaders = [host for host in self.hosts.values() if host.node is not None and host.node.leadership is not None]
-        if leaders and self.rng.random() < 0.3 and self._can_do_without(leaders[0].name):
+        leaders = self.leaders()
+        if leaders and self.rng.random() < 0.3 and self.can_do_without(leaders[0].name):
             self.deaf = leaders[0].name
         self.cut = frozenset((name, self.deaf) for name in self.hosts if self.deaf)
 
-    def _can_do_without(self, name: str) -> bool:
-        """Whether the others are a majority of every membership that any log holds, committed or not."""
-        configs = {host.node.log.config for host in self.hosts.values() if host.node is not None}
-        return all(config.is_quorum(set(config.voters) - {name}) for config in configs if config.voters)
-
     def _await_progress(self) -> None:
-        """One leader, a fresh write through it, and equal states, in time for a log sent entry by entry; it stays."""
-        deadline = self.now + (HEAL_TICKS + len(self.checker.committed)) * TICK
+        """One leader, a fresh write through it, equal states, all work done, whoever is damaged replaced; and it stays.
+
+        There is time for a log that is sent entry by entry to a new member.
+        """
         for client in self.clients:
             client.is_stopped = True
+        if self.fleet is not None:
+            self.fleet.heal()
         self._is_written = False
         self._ask_for_a_write()
-        self._settle(deadline)
+        self._settle(HEAL_TICKS)
         self._run_for(CALM_TICKS)  # a deaf leader may have got the write through before it noticed
         elections = self.counts["election won"]
         self._run_for(CALM_TICKS)
         if self.counts["election won"] > elections:
             raise Violation("stability", f"a leader was deposed although nothing was wrong: {self._summary()}")
-        self._settle(self.now + CALM_TICKS * TICK)  # a client may have repeated its last write just now
+        self._settle(CALM_TICKS)  # a client may have repeated its last write just now
 
-    def _settle(self, deadline: int) -> None:
+    def _settle(self, ticks: int) -> None:
+        since = self.now
         while not (self._is_written and self._is_settled()):
-            if self.now > deadline:
+            if self.now > since + (ticks + 6 * len(self.checker.committed)) * TICK:
                 raise Violation("liveness", f"no progress after healing: {self._summary()}")
             self._run_one()
 
@@ -208,8 +243,8 @@ class World:
             self._run_one()
 
     def _ask_for_a_write(self) -> None:
-        for host in self.hosts.values():
-            if not self._is_written and host.node is not None and host.node.leadership is not None:
+        for host in self.leaders():
+            if not self._is_written:
                 self._write_through(host)
         if not self._is_written:
             self.at(10 * TICK, self._ask_for_a_write)
@@ -218,9 +253,12 @@ class World:
         def written(_: int) -> None:
             self._is_written = True
 
-        payload = f"fresh fresh {self.seed}".encode()
+        payload = write_of("fresh", "fresh", str(self.seed), host.at())
         host.propose((payload,), lambda reply: host.wait(reply.index, reply.term, written))
 
     def _is_settled(self) -> bool:
         last = len(self.checker.committed) - 1
-        return all(host.machine.index == last for host in self.members_within_reach())
+        members = self.members_within_reach()
+        if self.nemesis.in_hand or any(host.is_bad or host.machine.index != last for host in members):
+            return False
+        return self.fleet is None or self.fleet.is_idle(members[0])

@@ -1,4 +1,4 @@
-"""The verbs `agent ls|show|drain|resume` and `cluster status`."""
+"""The verbs `agent ls|show|drain|resume`."""
 
 from __future__ import annotations
 
@@ -70,41 +70,6 @@ def drain_agent(*, name: str, config: Config[ClientConfig]) -> None:
 def resume_agent(*, name: str, config: Config[ClientConfig]) -> None:
     """Let a drained agent take work again."""
     groups.run(_set_drain(config, name, is_draining=False))
-
-
-@click.group("cluster", short_help="Show the state of the cluster.")
-def cluster_verb() -> None:
-    """Show the state of the cluster."""
-
-
-@cluster_verb.command("status")
-@output.format_option("table", "json", "yaml")
-@options.client_options
-def cluster_status(*, fmt: str, config: Config[ClientConfig]) -> None:
-    """Show who leads, how far the state has come, and which version runs."""
-
-    async def fetch() -> dict[str, Any]:
-        async with connect(config) as connection:
-            return await connection.client.fetch_cluster()
-
-    cluster = groups.run(fetch())
-    if fmt != "table":
-        output.print_value(cluster, fmt=fmt)
-        return
-    rows = [[key, _told(value)] for key, value in cluster.items()]
-    output.print_table(["KEY", "VALUE"], rows)
-
-
-def _told(value: Any) -> str:
-    match value:
-        case list():
-            return "; ".join(map(_told, value)) or "-"
-        case dict():
-            return ", ".join(_told(item) for item in value.values())
-        case None:
-            return "-"
-        case _:
-            return str(value)
 
 
 async def _set_drain(config: Config[ClientConfig], name: str, *, is_draining: bool) -> None:

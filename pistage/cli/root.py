@@ -45,7 +45,7 @@ VERBS: Final[dict[str, Verb]] = {
     "dev": Verb("dev", "Start a master and an agent in one process.", _CLUSTER),
     "serve": Verb("serve", "Start a master or an agent.", _CLUSTER),
     "agent": Verb("agents", "List, show, drain and resume agents.", _CLUSTER),
-    "cluster": Verb("agents", "Show the state of the cluster.", _CLUSTER),
+    "cluster": Verb("cluster", "Show, grow, mend, back up and restore the masters.", _CLUSTER),
     "config": Verb("setup", "Show each configuration key, its value and where that came from.", _SETUP),
     "doctor": Verb("doctor", "Find what is wrong with this machine and say how to mend it.", _SETUP),
     "completion": Verb("setup", "Print the completion script of a shell.", _SETUP),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import quote
 
 from pistage import wire
-from pistage.client import transport
+from pistage.client import backup, transport
 from pistage.client.answers import Agent, Chunk, Event, Page, Run, Selection
 from pistage.client.streams import Streams
 from pistage.client.transport import Request, Transport
@@ -31,6 +32,7 @@ class Client:
         first_patience_s: float = transport.FIRST_PATIENCE_S,
         patience_s: float = transport.PATIENCE_S,
     ) -> None:
+        self._token = token
         self._transport = Transport(servers, token, first_patience_s=first_patience_s, patience_s=patience_s)
 
     @property
@@ -143,8 +145,26 @@ class Client:
         return cast(Agent, await self._post(f"/agents/{_quoted(agent_id)}/{verb}", {}))
 
     async def fetch_cluster(self) -> dict[str, Any]:
-        """Who leads, and how far this master has come."""
+        """Who leads, and how far the master that answers has come."""
         return cast(dict[str, Any], await self._get("/cluster"))
+
+    async def transfer_leadership(self, master: str = "") -> dict[str, Any]:
+        """Let this master lead (an id, a prefix of one, or a URL; the one that is furthest unless named)."""
+        return cast(dict[str, Any], await self._post("/cluster/transfer", {"master": master}))
+
+    async def remove_master(self, master: str) -> dict[str, Any]:
+        """Take this master out of the group: who was removed, and who is left."""
+        return cast(dict[str, Any], await self._post("/cluster/remove", {"master": master}))
+
+    async def save_snapshot(self, path: Path, *, is_stale: bool = False) -> int:
+        """Bring a snapshot of the state into a file; its size. `is_stale`: as it is at the master that answers."""
+        parameters = {"stale": "1"} if is_stale else {}
+        request = Request(method="GET", path=f"{_API}/cluster/snapshot", parameters=parameters)
+        return await backup.save_snapshot(self._transport, request, path)
+
+    def at(self, server: str, *, patience_s: float) -> Client:
+        """A client with the same token for one server alone, that gives up soon."""
+        return Client((server,), self._token, first_patience_s=patience_s, patience_s=patience_s)
 
     # --- below ---------------------------------------------------------------------------------------------
 

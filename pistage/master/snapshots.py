@@ -9,10 +9,11 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pistage import raft
 from pistage.core import codec, machine
@@ -46,6 +47,13 @@ class Snapshots:
             if self._newest is None or self._newest.index < index:
                 self._newest = self._make(state_path)
             return self._newest
+
+    def copy(self, state_path: Path) -> BinaryIO:
+        """A snapshot made now, for whoever keeps one elsewhere: it has no name, and goes when it is closed."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._directory, prefix="copy-") as scratch:
+            copy_state(state_path, path := Path(scratch) / "state.db")
+            return path.open("rb", buffering=0)
 
     def part(self, index: int, number: int) -> bytes:
         """One MiB of the snapshot at `index`; `not_found` once a newer one has replaced it."""

@@ -82,9 +82,6 @@ class FakeMaster:
                 return web.json_response({"items": [agent | more]})
             case "POST", ["agents", _, "drain" | "resume"]:
                 return web.json_response({"id": "ag1", "name": "box"})
-            case "GET", ["cluster"]:
-                masters = [{"id": "n1", "role": "leader", "version": "0.1.0"}]
-                return web.json_response({"node": "n1", "leader": "n1", "masters": masters, "version": "0.1.0"})
             case "GET", ["actions"]:
                 item = {"name": "Clone Repo", "version": 2, "is_predefined": False, "sha256": "ab" * 32}
                 return web.json_response({"items": [item | {"updated_at": None}]})

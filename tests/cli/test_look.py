@@ -46,17 +46,13 @@ def test_show_tells_why_a_task_waits_and_cancel_that_it_is_under_way(
     assert capsys.readouterr().err == "demo#1 is being cancelled\n"
 
 
-def test_agents_and_cluster(pistage: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_agents_are_listed_and_drained(pistage: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str]) -> None:
     assert pistage("agent", "ls") == 0
     assert "1/8" in capsys.readouterr().out
     assert pistage("agent", "drain", "box") == 0
     assert master.requests[-1][1] == "/agents/ag1/drain"
     assert pistage("agent", "show", "nobody") == 5
     assert "no agent nobody" in capsys.readouterr().err
-    assert pistage("cluster", "status", "-o", "json") == 0
-    assert json.loads(capsys.readouterr().out)["leader"] == "n1"
-    assert pistage("cluster", "status") == 0
-    assert "masters  n1, leader, 0.1.0\n" in capsys.readouterr().out
 
 
 def test_an_action_is_shown_without_its_control_sequences(pistage: Pistage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,17 +1,35 @@
-"""Routes of the cluster: its agents, its master, its health."""
+"""Routes of the cluster: its agents, its masters, its health."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
+import shutil
+from typing import BinaryIO
+
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pistage import __version__, wire
+from pistage.core import limits
 from pistage.core.commands import SetAgentDrain
 from pistage.errors import Code, PistageError
 from pistage.master import reads
 from pistage.master.api import http, views
 from pistage.master.api.context import Context
-from pistage.master.api.leading import freshness
+from pistage.master.api.leading import forward, freshness
 from pistage.master.state import Snapshot
+
+_HEARD_TICKS = 8  # a master that was heard within these is there
+
+
+class _Asked(BaseModel):
+    """Which master a request is about."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    master: str = Field("", max_length=limits.NAME_CHARS_MAX)
 
 
 class ClusterRoutes:
@@ -50,16 +68,21 @@ class ClusterRoutes:
             cluster_id = await reads.cluster_id(snapshot)
         body = {
             "cluster_id": cluster_id,
+            "group_id": replica.identity.group_id,
             "node": replica.node_id,
             "role": replica.role_name,
             "leader": replica.leader,
             "leader_url": context.url_of(replica.leader),
             "term": replica.term,
+            "last_index": replica.node.log.last_index,
+            "last_term": replica.node.log.last_term,
             "applied_index": replica.applied_index,
             "digest": replica.digest.hex(),
             "command_version": replica.command_version,
             "version": __version__,
             "loop_lag_ms": round(replica.lag_s * 1000),
+            "is_disk_full": replica.node.writes.is_disk_full,
+            "disk_free_bytes": shutil.disk_usage(context.settings.data_dir).free,
             "masters": [self._master(node_id) for node_id in replica.membership.members],
         }
         return http.answer(body, headers=freshness(context))
@@ -78,6 +101,76 @@ class ClusterRoutes:
             "match_index": progress.match if progress else here,
             "last_heard_ms": replica.heard_ms(progress.heard_tick) if progress else None,
         }
+
+    async def snapshot(self, request: web.Request) -> web.StreamResponse:
+        """A consistent copy of the state, to keep elsewhere: a SQLite file, and its SHA-256 as the last 32 bytes."""
+        context = self._context
+        context.refuse_unless_space()
+        copy = await asyncio.to_thread(context.snapshots.copy, context.replica.reader.path)
+        try:
+            size = copy.seek(0, 2)
+            copy.seek(0)
+            response = web.StreamResponse(headers=freshness(context))
+            response.content_type = "application/octet-stream"
+            response.content_length = size + hashlib.sha256().digest_size
+            await response.prepare(request)
+            digest = hashlib.sha256()
+            while piece := await asyncio.to_thread(_next_piece, copy, digest):
+                await response.write(piece)
+            await response.write(digest.digest())
+            await response.write_eof()
+        finally:
+            copy.close()
+        return response
+
+    async def transfer(self, request: web.Request) -> web.Response:
+        """Let another master lead: the one named in {"master": …}, or the one that is furthest."""
+        reference = _asked(await http.read_body(request, bytes_max=limits.MIB))
+        replica, members = self._context.replica, self._context.members
+        target = members.resolve(reference) if reference else self._successor()
+        if target in replica.membership.learners:
+            raise PistageError(
+                Code.CONFLICT, f"master {target} is a learner yet", hint="it can lead once it has caught up and votes"
+            )
+        if target != replica.node_id:
+            await replica.transfer(target)
+        return http.answer({"leader": target, "leader_url": self._context.url_of(target)})
+
+    async def remove(self, request: web.Request) -> web.StreamResponse:
+        """Take the master named in {"master": …} out of the group; one that leads hands over first."""
+        body = await http.read_body(request, bytes_max=limits.MIB)
+        reference = _asked(body)
+        if not reference:
+            raise PistageError(Code.INVALID, "no master is named", hint='send {"master": id or URL}')
+        context, replica = self._context, self._context.replica
+        node_id = context.members.resolve(reference)
+        removed = {"id": node_id, "url": context.url_of(node_id)}
+        if node_id == replica.node_id:
+            successor = self._successor(is_leader_removed=True)
+            await replica.transfer(successor)
+            return await forward(context, request, context.url_of(successor) or "", body)
+        await context.members.remove(node_id)
+        return http.answer({"removed": removed, "masters": [self._master(one) for one in replica.membership.members]})
+
+    def _successor(self, *, is_leader_removed: bool = False) -> str:
+        """The other voter that is there and furthest. `conflict` without one, or too few to be left without us."""
+        replica = self._context.replica
+        leadership = replica.node.leadership
+        others = [voter for voter in replica.membership.voters if voter != replica.node_id]
+        if leadership is None:
+            raise PistageError(Code.UNAVAILABLE, "this master leads no longer", hint="try again")
+        if not others:
+            raise PistageError(Code.CONFLICT, "the leader is the only master that votes", hint="add another one first")
+        since = replica.node.now - _HEARD_TICKS
+        there = {peer: one.match for peer, one in leadership.followers.items() if one.heard_tick > since}
+        there = {voter: match for voter, match in there.items() if voter in others}
+        if not there or (is_leader_removed and len(there) <= len(others) // 2):
+            raise PistageError(
+                Code.CONFLICT,
+                "without that master too few of the others would be left to decide anything",
+                hint="bring the others back first, or add one",
+            )
+        return max(there, key=lambda voter: (there[voter], voter))
 
     async def livez(self, request: web.Request) -> web.Response:
         """200 while the process answers."""
@@ -105,6 +198,20 @@ class ClusterRoutes:
     def _seen_at(self, agent_id: str) -> tuple[bool, int]:
         sessions = self._context.sessions
         return sessions.is_connected(agent_id), wire.now_ms() - round(1000 * sessions.silent_s(agent_id))
+
+
+def _asked(body: bytes) -> str:
+    """The master that the body names, "" where it names none."""
+    try:
+        return _Asked.model_validate(json.loads(body or b"{}")).master
+    except (ValueError, ValidationError, RecursionError):
+        raise PistageError(Code.INVALID, "the body names no master", hint='send {"master": id or URL}') from None
+
+
+def _next_piece(file: BinaryIO, digest: hashlib._Hash) -> bytes:
+    piece = file.read(limits.MIB)
+    digest.update(piece)
+    return piece
 
 
 async def _resolve_agent(snapshot: Snapshot, reference: str) -> str:

@@ -46,7 +46,8 @@ def at_the_leader(context: Context, handler: Handler) -> Handler:
             return await handler(request)
         if FORWARDED in request.headers:
             raise no_leader("leadership moves just now")
-        return await _forward(context, request, url)
+        body = await http.read_body(request, bytes_max=limits.REQUEST_BODY_BYTES_MAX)
+        return await forward(context, request, url, body)
 
     answer.__doc__ = handler.__doc__
     return answer
@@ -142,8 +143,8 @@ async def _reach(context: Context, index: int) -> None:
         ) from None
 
 
-async def _forward(context: Context, request: web.Request, url: str) -> web.StreamResponse:
-    body = await http.read_body(request, bytes_max=limits.REQUEST_BODY_BYTES_MAX)
+async def forward(context: Context, request: web.Request, url: str, body: bytes) -> web.StreamResponse:
+    """The answer of the master at `url` to this request."""
     headers = {key: value for key, value in request.headers.items() if key.lower() not in _OF_THE_CONNECTION}
     headers[FORWARDED] = context.replica.node_id
     try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import click
 
-from pistage.cli import options
+from pistage.cli import groups, options
 from pistage.config import (
     AgentConfig,
     MasterConfig,
@@ -54,11 +56,11 @@ async def serve_master(settings: MasterConfig) -> None:
     check_exposure(settings.listen, token)
     from pistage.master.service import Master
 
-    stopped = stop_event()
-    async with Master(settings, token=token) as master:
+    # The loop is where heartbeats are answered: a thread that computes may keep it waiting for less time.
+    sys.setswitchinterval(0.001)
+    async with until_stopped(), Master(settings, token=token) as master:
         log.info("master listens url=%s data_dir=%s", master.url, settings.data_dir)
-        await stopped.wait()
-        log.info("master stops")
+        await asyncio.Event().wait()
 
 
 async def serve_agent(settings: AgentConfig) -> None:
@@ -83,6 +85,29 @@ def check_exposure(listen: str, token: str | None) -> None:
             f"listen: {listen} can be reached from other machines, and there is no token",
             hint="write a long random token into a file and set token_file (or PISTAGE_TOKEN), or listen on 127.0.0.1",
         )
+
+
+@asynccontextmanager
+async def until_stopped() -> AsyncIterator[None]:
+    """Run the block until the first SIGTERM or SIGINT, which ends it, also while it is still being entered."""
+    stopped = stop_event()
+    block = asyncio.current_task()
+    assert block is not None, "inside a task"
+
+    async def watch() -> None:
+        await stopped.wait()
+        log.info("stopping")
+        block.cancel()
+
+    try:
+        async with groups.one_error(), asyncio.TaskGroup() as group:
+            watching = group.create_task(watch())
+            yield
+            watching.cancel()
+    except asyncio.CancelledError:
+        if not stopped.is_set():
+            raise
+        block.uncancel()
 
 
 def stop_event() -> asyncio.Event:

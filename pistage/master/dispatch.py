@@ -36,6 +36,7 @@ class Dispatch:
         self._effects: deque[Effect] = deque()
         self._work = asyncio.Event()
         self._decision = schedule.Decision()
+        self._reasons_due = 0.0
         self._is_leading = False
         replica.on_applied(self._note)
 
@@ -104,6 +105,11 @@ class Dispatch:
 
     async def _place(self) -> float:
         """Place what can be placed; returns in how many seconds time alone changes that."""
+        if not await self._has_room():
+            # Nothing can be placed. Why each waits is news to people, who do not look with every change.
+            if (left_s := self._reasons_due - time.monotonic()) > 0:
+                return left_s
+            self._reasons_due = time.monotonic() + _LOOK_EVERY_S
         decided = schedule.Decision()
         after: reads.Place | None = reads.FRONT
         while after is not None:
@@ -122,6 +128,13 @@ class Dispatch:
                 break
         self._decision = decided
         return _LOOK_EVERY_S if decided.wake_at is None else max(0.0, (decided.wake_at - wire.now_ms()) / 1000)
+
+    async def _has_room(self) -> bool:
+        async with self._replica.reader.snapshot() as snapshot:
+            agents = await reads.candidates(snapshot)
+        return any(
+            one.free.slots > 0 and not one.is_draining and self._sessions.is_connected(one.info.id) for one in agents
+        )
 
     async def _assign(self, placement: schedule.Placement) -> None:
         command = AssignTask(

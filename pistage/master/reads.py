@@ -122,6 +122,11 @@ async def plan_of(snapshot: Snapshot, run_id: str) -> Plan:
     return replace(head, tasks=tuple(codec.from_json(Task, spec) for (spec,) in specs))
 
 
+async def candidates(snapshot: Snapshot) -> tuple[Candidate, ...]:
+    """The agents that are up, and what room each has; whether one is connected is for the caller to fill in."""
+    return tuple([agent for row in await snapshot.rows(_AGENTS) if (agent := _candidate(row))])
+
+
 async def view(snapshot: Snapshot, after: Place = FRONT) -> tuple[View, Place | None]:
     """What the scheduler decides from, and the place in line of the last task in it if there may be more behind.
 
@@ -129,8 +134,7 @@ async def view(snapshot: Snapshot, after: Place = FRONT) -> tuple[View, Place | 
     """
     rows = await snapshot.rows(_WAITING, (*after, WAITING_MAX))
     waiting = tuple([task for row in rows if (task := _waiting(row))])
-    agents = tuple([agent for row in await snapshot.rows(_AGENTS) if (agent := _candidate(row))])
-    view = View(agents=agents, waiting=waiting)
+    view = View(agents=await candidates(snapshot), waiting=waiting)
     if len(rows) < WAITING_MAX:
         return view, None
     return view, (-rows[-1]["priority"], rows[-1]["run_id"], rows[-1]["position"])
@@ -189,7 +193,7 @@ def _waiting(row: Row) -> WaitingTask | None:
         needs_containers=bool(task.services) or any(context.networks for context in task.contexts),
         resources=task.resources,
         constraints=task.constraints,
-        tried_on=frozenset(json.loads(row["tried_on"] or "[]")),
+        tried_on=frozenset(json.loads(row["tried_on"])) if row["tried_on"] else frozenset(),
         bound_to=row["bound_to"],
     )
 

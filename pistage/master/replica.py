@@ -81,22 +81,8 @@ class Replica:
         try:
             async with self._driver.running():
                 yield self
-                await self._hand_over()
         finally:
             self._pending.give_up(PistageError(Code.UNAVAILABLE, "this master is stopping", hint="try again"))
-
-    async def _hand_over(self) -> None:
-        """A leader that stops on purpose leaves no gap: the others need not find out by waiting."""
-        leadership = self.node.leadership
-        if leadership is None:
-            return
-        heard = {peer: one for peer, one in leadership.followers.items() if one.heard_tick > self.node.now - 8}
-        voters = [voter for voter in self.membership.voters if voter in heard]
-        if voters:
-            try:
-                await self.transfer(max(voters, key=lambda voter: heard[voter].match))
-            except PistageError as error:
-                log.warning("leadership was not handed over: %s", error)
 
     # --- what is known -------------------------------------------------------------------------------------------
 
@@ -289,6 +275,19 @@ class Replica:
             raise PistageError(
                 Code.UNAVAILABLE, f"master {target} did not take over in time", hint="is it running and caught up?"
             ) from None
+
+    async def hand_over(self) -> None:
+        """A leader that stops on purpose leaves no gap: the others need not find out by waiting."""
+        leadership = self.node.leadership
+        if leadership is None or self._driver.is_closed:
+            return
+        heard = {peer: one for peer, one in leadership.followers.items() if one.heard_tick > self.node.now - 8}
+        voters = [voter for voter in self.membership.voters if voter in heard]
+        if voters:
+            try:
+                await self.transfer(max(voters, key=lambda voter: heard[voter].match))
+            except PistageError as error:
+                log.warning("leadership was not handed over: %s", error)
 
     async def _ask(self, event_with: Callable[[int], raft.Conf | raft.Transfer]) -> raft.Reply:
         answer: asyncio.Future[raft.Reply] = asyncio.get_running_loop().create_future()

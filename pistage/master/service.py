@@ -15,6 +15,7 @@ from pistage.master.api import http
 from pistage.master.api.context import Context
 from pistage.master.api.routes import Route, routes_of
 from pistage.master.api.submissions import Planner
+from pistage.master.copies import Copies, HttpCourier
 from pistage.master.directories import locked
 from pistage.master.dispatch import Dispatch
 from pistage.master.driver import Pace
@@ -95,6 +96,7 @@ class Master:
         if port == 0:
             self.url = self.url.removesuffix(":0") + f":{bound_port}"
         await stack.enter_async_context(_taking_the_lead(context))
+        stack.push_async_callback(_step_aside, context)
         log.info("master=%s serves at %s", replica.node_id, self.url)
 
     def _replica(self, durable_log: DurableLog, peers: Peers) -> Replica:
@@ -113,7 +115,8 @@ class Master:
             settings.data_dir / "logs", run_bytes_max=settings.run_log_max, free_bytes_min=settings.disk_free_min
         )
         stack.callback(logs.close)
-        sessions = Sessions(replica, logs, heartbeat_s=settings.heartbeat, lease_s=settings.lease)
+        copies = Copies(replica, logs, HttpCourier(peers, replica.identity.group_id), replicas=settings.log_replicas)
+        sessions = Sessions(replica, copies, heartbeat_s=settings.heartbeat, lease_s=settings.lease)
         dispatch = Dispatch(replica, sessions, logs, lease_s=settings.lease)
         sessions.on_change(dispatch.wake)
         run_signals = Signals()
@@ -128,6 +131,7 @@ class Master:
             sessions=sessions,
             dispatch=dispatch,
             logs=logs,
+            copies=copies,
             planner=Planner(lambda: replica.reader.path),
             run_signals=run_signals,
         )
@@ -155,11 +159,17 @@ async def _lead(context: Context) -> None:
             log.info("term=%d not for long: %s", replica.term, refusal)
             continue
         context.sessions.open()
-        async with running(context.dispatch.serve(), context.sessions.watch_the_clock(), context.members.lead()):
+        services = (context.dispatch.serve(), context.sessions.watch_the_clock(), context.members.lead())
+        async with running(*services, context.copies.lead()):
             await replica.until_deposed()
-        leader = context.peers.url_of(replica.leader) if replica.leader else None
-        await context.sessions.close(leader=leader or "")
+        await context.sessions.close(leader=context.leader_elsewhere())
         log.info("this master leads no longer")
+
+
+async def _step_aside(context: Context) -> None:
+    """The first thing when a master stops, while it still answers: another leads, and the agents are sent there."""
+    await context.replica.hand_over()
+    await context.sessions.close(leader=context.leader_elsewhere())
 
 
 def _wake_runs(signals: Signals, outcome: Outcome) -> None:

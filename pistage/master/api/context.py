@@ -10,6 +10,7 @@ from aiohttp import web
 from pistage.config import MasterConfig
 from pistage.errors import Code, PistageError
 from pistage.master.api.submissions import Planner
+from pistage.master.copies import Copies
 from pistage.master.dispatch import Dispatch
 from pistage.master.logs import LogStore
 from pistage.master.members import Members
@@ -33,6 +34,7 @@ class Context:
     sessions: Sessions
     dispatch: Dispatch
     logs: LogStore
+    copies: Copies
     planner: Planner
     run_signals: Signals  # by run: its state has changed
 
@@ -54,6 +56,11 @@ class Context:
         if node_id is None:
             return None
         return self.peers.hello().url if node_id == self.replica.node_id else self.peers.url_of(node_id)
+
+    def leader_elsewhere(self) -> str:
+        """The URL of another master that leads; "" where there is none, or it is not known."""
+        leader = self.replica.leader
+        return "" if leader in (None, self.replica.node_id) else self.url_of(leader) or ""
 
     def why_waiting(self, run_id: str, task: str) -> tuple[str, bool]:
         """Why a queued task waits, and whether an agent here could ever take it, as far as the last decision knew."""

@@ -17,6 +17,7 @@ from types import CodeType, ModuleType
 
 CORE = "pistage.raft."
 DRIVER = "tests.sim."
+STATE = "pistage.core.machine."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,10 @@ def _core(name: str, bug: str, *edits: tuple[str, str, str]) -> Mutant:
 
 def _driver(name: str, bug: str, *edits: tuple[str, str, str]) -> Mutant:
     return Mutant(name, bug, tuple((DRIVER + module, old, new) for module, old, new in edits))
+
+
+def _state(name: str, bug: str, *edits: tuple[str, str, str]) -> Mutant:
+    return Mutant(name, bug, tuple((STATE + module, old, new) for module, old, new in edits))
 
 
 _IN_LEASE = "    if node.leadership is not None:\n        return True\n    return node.leader is not None"
@@ -328,6 +333,111 @@ MUTANTS = (
             "            self.disk = Disk(raft.Base(config=world.founders), self.machine.copy())\n"
             "        self.node = None\n        world.count",
         ),
+    ),
+    _driver(
+        "damaged-log-started",
+        "what follows a bad checksum is dropped, and the node votes with the rest (SQLite's WAL)",
+        (
+            "host",
+            '            self.condemn("damaged log refused")\n            return\n',
+            "            self.disk.entries = self.disk.entries[: self.disk.flipped_at - self.disk.base.index - 1]\n"
+            "            self.disk.flipped_at = None\n"
+            "            if self.machine.index > self.disk.last_index:\n"
+            "                self.machine = self.disk.checkpoint.copy()\n",
+        ),
+    ),
+    _driver(
+        "damaged-state-spreads",
+        "a snapshot goes out without a hash of what is in it",
+        ("host", "if source.machine.is_rotten:", "if False:"),
+    ),
+    _driver(
+        "unknown-command-skipped",
+        "a command of a newer version is passed over (PySyncObj WrongVer)",
+        ("host", "if any(version_of(entry) > self.version for entry in self.applies):", "if False:"),
+        (
+            "host",
+            "is_new = self.machine.apply(entry)",
+            "is_known = version_of(entry) <= self.version\n"
+            "            noop = raft.Entry(index=entry.index, term=entry.term, kind=raft.Kind.NOOP)\n"
+            "            is_new = self.machine.apply(entry if is_known else noop)",
+        ),
+    ),
+    _driver(
+        "version-raised-early",
+        "newer commands come as soon as one master knows them",
+        ("world", "all(known.get(name) == 2 for name in members)", "any(known.get(name) == 2 for name in members)"),
+    ),
+    _driver(
+        "log-clock-stands",
+        "after a leader whose clock was ahead, time stands still until the others catch up",
+        ("host", "newest = max(self._at + now - self._at_now, self.machine.at)", "newest = self.machine.at"),
+    ),
+    # --- digests ------------------------------------------------------------------------------------------------------
+    _core(
+        "difference-ignored",
+        "a damaged state is not given up",
+        ("replication", "if node.digests.differs_at is not None:", "if False:"),
+    ),
+    _core(
+        "difference-blames-the-leader",
+        "a leader stops because of one whose state differs",
+        ("leading", "    if node.log.config.is_quorum(others):", "    if others:"),
+    ),
+    _core(
+        "difference-blames-the-follower",
+        "a follower stops because of a damaged leader",
+        ("replication", "    if same_at >= index:", "    if True:"),
+    ),
+    _core(
+        "difference-outlives-its-state",
+        "a state is given up for what a snapshot has replaced",
+        ("digests", "        self._ours = {index: digest}\n        self.differs_at = None\n", "        pass\n"),
+    ),
+    # --- the state machine --------------------------------------------------------------------------------------------
+    _state(
+        "two-live-attempts",
+        "a task is placed without a look at whether it waits",
+        ("attempts", "if task is None or task[1] != State.QUEUED or task[2]", "if task is None or task[2]"),
+        (
+            "attempts",
+            "COALESCE(started_at, ?) WHERE run_id = ? AND position = ? AND state = 'queued'\"",
+            'COALESCE(started_at, ?) WHERE run_id = ? AND position = ?"',
+        ),
+    ),
+    _state(
+        "dead-epoch-assigned",
+        "work for an agent that was lost, or was another then",
+        ("agents", 'if row is None or row[0] != epoch or row[1] != "up" or row[2]:', "if row is None or row[2]:"),
+    ),
+    _state(
+        "lost-attempts-live-on",
+        "not everything that a lost agent had is ended",
+        ("agents", "    for attempt_id in live:", "    for attempt_id in live[1:]:"),
+    ),
+    _state(
+        "late-result-replaces",
+        "the result of an attempt that has ended is taken again",
+        ("attempts", "        elif not State(row[1]).is_terminal:", "        else:"),
+        (
+            "attempts",
+            "\n        \" WHERE id = ? AND state IN ('queued', 'running')\",\n        (result.state",
+            '\n        " WHERE id = ?",\n        (result.state',
+        ),
+    ),
+    _state(
+        "chance-in-the-state",
+        "masters wait differently long before a retry",
+        (
+            "attempts",
+            'share = int.from_bytes(hashlib.sha256(attempt_id.encode()).digest()[:4], "big") / 2**32',
+            "import random; share = random.random()",
+        ),
+    ),
+    _state(
+        "request-not-remembered",
+        "a submission that is repeated is made twice",
+        ("submissions", "    if command.request_key is not None:", "    if False:"),
     ),
 )
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}

@@ -161,8 +161,8 @@ class World:
         if last.name not in self.founders.voters and last.is_blank:
             return last.name
         name = f"m{len(self.hosts) + 1}"
-        is_old = self.is_mixed and self.is_faulty and all(host.machine.version == 1 for host in self.hosts.values())
-        self.hosts[name] = Host(self, name, raft.Base(), self.rng.choice((1, 2)) if is_old else 2)
+        is_old = self.is_mixed and self.is_faulty and self.rng.random() < 0.5  # also when it is too late for it
+        self.hosts[name] = Host(self, name, raft.Base(), 1 if is_old else 2)
         return name
 
     def members(self) -> list[Host]:

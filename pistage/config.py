@@ -88,6 +88,9 @@ class MasterConfig(_Section):
         256 * 1024**2, description="with less free than this, output and submissions are refused until there is more"
     )
     run_log_max: Bytes = Field(1024**3, description="most output kept of one run")
+    log_replicas: int = Field(
+        2, ge=1, le=9, description="how many masters have output before it is acknowledged; the same on every master"
+    )
     projects: Strings = Field(("default",), description="projects that runs and actions may name")
 
 

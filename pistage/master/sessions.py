@@ -18,7 +18,9 @@ from pistage.core.model import Result, State
 from pistage.core.plan import FailureClass
 from pistage.errors import Code, PistageError
 from pistage.master import reads
-from pistage.master.logs import Appended, LogStore
+from pistage.master.copies import Copies
+from pistage.master.logwriter import Appended
+from pistage.master.records import StreamKey
 from pistage.master.replica import Replica
 
 log = logging.getLogger(__name__)
@@ -46,9 +48,9 @@ class Session:
 class Sessions:
     """Every agent that is connected to this master."""
 
-    def __init__(self, replica: Replica, logs: LogStore, *, heartbeat_s: float, lease_s: float) -> None:
+    def __init__(self, replica: Replica, copies: Copies, *, heartbeat_s: float, lease_s: float) -> None:
         self._replica = replica
-        self._logs = logs
+        self._copies = copies
         self._heartbeat_s = heartbeat_s
         self._lease_s = lease_s
         self._listening_since = time.monotonic()
@@ -124,7 +126,7 @@ class Sessions:
         log.info("agent=%s connected epoch=%d", session.name, session.epoch)
         self._on_change()
         try:
-            await _Link(self._replica, self._logs, socket, session, self._last_heard).run()
+            await _Link(self._replica, self._copies, socket, session, self._last_heard).run()
         finally:
             self._forget(session)
             log.info("agent=%s disconnected", session.name)
@@ -204,16 +206,16 @@ class _Link:
     """The traffic of one session: what is sent, what is read, and what is answered once it is durable."""
 
     def __init__(
-        self, replica: Replica, logs: LogStore, socket: web.WebSocketResponse, session: Session,
+        self, replica: Replica, copies: Copies, socket: web.WebSocketResponse, session: Session,
         last_heard: dict[str, float],
     ) -> None:  # fmt: skip
         self._replica = replica
-        self._logs = logs
+        self._copies = copies
         self._socket = socket
         self._session = session
         self._last_heard = last_heard
         self._reports: asyncio.Queue[wire.Report] = asyncio.Queue(_INCOMING_MAX)
-        self._appends: asyncio.Queue[tuple[wire.LogFrame, asyncio.Future[Appended]]] = asyncio.Queue(_INCOMING_MAX)
+        self._appends: asyncio.Queue[tuple[StreamKey, asyncio.Future[Appended]]] = asyncio.Queue(_INCOMING_MAX)
 
     async def run(self) -> None:
         """Until the socket closes, either side gives up, or another session of the agent takes over."""
@@ -270,33 +272,35 @@ class _Link:
                     self._session.run_of.pop(event.attempt_id, None)
 
     async def _append(self, frame: wire.LogFrame) -> None:
+        key = (frame.attempt_id, frame.step, frame.stream)
         run_id = await self._run_of(frame.attempt_id)
         if run_id is None:
-            self._refuse(frame, "this attempt is not the agent's", is_final=True)
+            self._refuse(key, "this attempt is not the agent's", is_final=True)
             return
-        await self._appends.put((frame, await self._logs.append(run_id, frame)))
+        try:
+            safe = await self._copies.append(run_id, frame)
+        except PistageError as error:
+            self._refuse(key, str(error), is_final=False)
+            return
+        await self._appends.put((key, safe))
 
     async def _acknowledge(self) -> None:
         while True:
-            frame, future = await self._appends.get()
+            (attempt_id, step, stream), safe = await self._appends.get()
             try:
-                appended = await future
+                appended = await safe
             except PistageError as error:
-                self._refuse(frame, str(error), is_final=error.code is Code.TOO_LARGE)
+                self._refuse((attempt_id, step, stream), str(error), is_final=error.code is Code.TOO_LARGE)
                 continue
             self._send(
                 wire.LogAck(
-                    attempt_id=frame.attempt_id, step=frame.step, stream=frame.stream, length=appended.length,
-                    is_gap=appended.is_gap,
+                    attempt_id=attempt_id, step=step, stream=stream, length=appended.length, is_gap=appended.is_gap
                 )
-            )  # fmt: skip
-
-    def _refuse(self, frame: wire.LogFrame, reason: str, *, is_final: bool) -> None:
-        self._send(
-            wire.LogRefused(
-                attempt_id=frame.attempt_id, step=frame.step, stream=frame.stream, reason=reason, is_final=is_final
             )
-        )
+
+    def _refuse(self, key: StreamKey, reason: str, *, is_final: bool) -> None:
+        attempt_id, step, stream = key
+        self._send(wire.LogRefused(attempt_id=attempt_id, step=step, stream=stream, reason=reason, is_final=is_final))
 
     def _send(self, message: wire.ToAgent) -> None:
         try:

@@ -12,7 +12,9 @@ import pytest
 
 from pistage import wire
 from pistage.errors import Code, PistageError
-from pistage.master.logs import RECORD_BYTES, Appended, LogStore
+from pistage.master.logs import LogStore
+from pistage.master.logwriter import Appended
+from pistage.master.records import RECORD_BYTES
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 
@@ -34,7 +36,7 @@ def a_frame(data: bytes, offset: int = 0, *, stream: int = 1, step: str = "1", a
 
 
 async def put(store: LogStore, frame: wire.LogFrame) -> Appended:
-    return await (await store.append(RUN, frame))
+    return await (await store.append(RUN, frame, term=0))
 
 
 async def test_a_stream_is_what_was_appended_byte_for_byte(tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ async def test_a_stream_is_what_was_appended_byte_for_byte(tmp_path: Path) -> No
         offset = 0
         waiting = []
         for piece in pieces:
-            waiting.append(await store.append(RUN, a_frame(piece, offset)))
+            waiting.append(await store.append(RUN, a_frame(piece, offset), term=0))
             offset += len(piece)
         assert (await asyncio.gather(*waiting))[-1] == Appended(offset)
         whole = await store.read(RUN, (ATTEMPT, "1", 1), 0, offset + 1)
@@ -96,14 +98,6 @@ async def test_what_a_crash_left_beyond_the_index_is_cut_off_and_taken_again(tmp
         assert len(await store.records(RUN, 0, 10)) == 2
 
 
-async def test_followers_are_woken_by_output(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
-        changed = store.signals.changed(RUN)
-        await put(store, a_frame(b"x"))
-        async with asyncio.timeout(5):
-            await changed.wait()
-
-
 async def test_a_full_disk_refuses_and_takes_again_once_there_is_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,22 +131,22 @@ async def test_a_run_that_prints_too_much_is_told(tmp_path: Path) -> None:
 async def test_a_frame_cannot_name_a_path(tmp_path: Path, step: str) -> None:
     async with a_store(tmp_path) as store:
         with pytest.raises(PistageError):
-            await store.append(RUN, a_frame(b"x", step=step))
+            await store.append(RUN, a_frame(b"x", step=step), term=0)
         with pytest.raises(PistageError):
-            await store.append("../../etc", a_frame(b"x"))
+            await store.append("../../etc", a_frame(b"x"), term=0)
         with pytest.raises(PistageError):
-            await store.append(RUN, a_frame(b"x", attempt="../x"))
+            await store.append(RUN, a_frame(b"x", attempt="../x"), term=0)
 
 
 async def test_many_runs_keep_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pistage.master.logs._FILES_OPEN", 4)
-    monkeypatch.setattr("pistage.master.logs._RUNS_OPEN", 4)
+    monkeypatch.setattr("pistage.master.logwriter._FILES_OPEN", 4)
+    monkeypatch.setattr("pistage.master.logwriter._RUNS_OPEN", 4)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - what is counted is this process
     async with a_store(tmp_path) as store:
         runs = [wire.new_id() for _ in range(20)]
         for offset in range(3):
             for run_id in runs:
-                assert await (await store.append(run_id, a_frame(b"x", offset))) == Appended(offset + 1)
+                assert await (await store.append(run_id, a_frame(b"x", offset), term=0)) == Appended(offset + 1)
         assert len(os.listdir("/proc/self/fd")) - before < 12  # noqa: PTH208
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
@@ -160,7 +154,7 @@ async def test_many_runs_keep_few_files_open(tmp_path: Path, monkeypatch: pytest
 async def test_an_index_of_many_records_is_read_in_pieces_and_a_tail_of_zeros_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pistage.master.logs._RECORDS_AT_ONCE", 3)
+    monkeypatch.setattr("pistage.master.records._RECORDS_AT_ONCE", 3)
     async with a_store(tmp_path) as store:
         for offset in range(10):
             await put(store, a_frame(b"x", offset))

@@ -16,7 +16,7 @@ from pistage.core.model import State
 from pistage.errors import Code, PistageError
 from pistage.master.api import http, views
 from pistage.master.api.context import Context
-from pistage.master.logs import Record
+from pistage.master.records import Record
 from pistage.master.state import Snapshot
 
 _STREAMS = {"stdout": 1, "stderr": 2}
@@ -38,6 +38,8 @@ class _Selection:
     attempts: dict[str, tuple[str, int]] = field(default_factory=dict)  # id -> task, number
 
     def takes(self, record: Record) -> bool:
+        if record.is_barrier:
+            return False
         task, number = self.attempts.get(record.attempt_id, ("", 0))
         return (
             (self.task is None or task == self.task)
@@ -61,13 +63,24 @@ class OutputRoutes:
         """
         selection = await self._selection(request)
         follow = http.is_set(request, "follow")
-        accept = request.headers.get("Accept", "")
         offset = http.number_in(request, "offset", 0, most=_OFFSET_MAX)
         limit = http.number_in(request, "limit", 1 << 62, least=1)
-        if "text/event-stream" in accept:
-            start = offset if (last := _last_event(request)) is None else last + 1
-            return await self._events_of_output(request, selection, start)
-        if "json" in accept:
+        await self._context.replica.read()  # a leader that was deposed without knowing it has only a part
+        await self._context.copies.readable(selection.run_id)
+        try:
+            if "text/event-stream" in request.headers.get("Accept", ""):
+                start = offset if (last := _last_event(request)) is None else last + 1
+                return await self._events_of_output(request, selection, start)
+            return await self._output(request, selection, offset, limit, follow=follow)
+        except PistageError as refusal:  # this master leads no longer, and the answer has begun
+            # Only an end that is none says that there is more: who reads goes on from there with the next leader.
+            request.protocol.force_close()
+            raise ConnectionError(str(refusal)) from None
+
+    async def _output(
+        self, request: web.Request, selection: _Selection, offset: int, limit: int, *, follow: bool
+    ) -> web.StreamResponse:
+        if "json" in request.headers.get("Accept", ""):
             response = await _start(request, "application/x-ndjson")
             async for number, record in self._follow(selection, offset, follow=follow):
                 if limit <= 0:
@@ -112,8 +125,9 @@ class OutputRoutes:
         while True:
             changed = logs.signals.changed(selection.run_id)
             is_over = not follow or await self._is_over(selection.run_id)
-            records = await logs.records(selection.run_id, start, _RECORDS_AT_ONCE)
-            if any(record.attempt_id not in selection.attempts for record in records):
+            safe = await self._context.copies.readable(selection.run_id)
+            records = await logs.records(selection.run_id, start, min(_RECORDS_AT_ONCE, max(0, safe - start)))
+            if any(record.attempt_id not in selection.attempts and not record.is_barrier for record in records):
                 await self._learn_attempts(selection)
             for number, record in enumerate(records, start):
                 if selection.takes(record):

@@ -12,6 +12,7 @@ from pistage.errors import Code, PistageError
 from pistage.master import snapshots
 from pistage.master.api import http
 from pistage.master.api.context import Context
+from pistage.master.copies import BODY_BYTES_MAX
 
 
 class PeerRoutes:
@@ -27,6 +28,14 @@ class PeerRoutes:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """The link of another master, a WebSocket: its hello, then consensus messages in msgpack."""
         return await self._context.peers.accept(request)
+
+    async def output(self, request: web.Request) -> web.Response:
+        """What the leader asks about output: what is here, to keep a copy, to give what it lacks."""
+        group_id, question = wire.unpack_copy_question(await http.read_body(request, bytes_max=BODY_BYTES_MAX))
+        if group_id != self._context.replica.identity.group_id:
+            raise PistageError(Code.CONFLICT, "this master belongs to another group")
+        answer = wire.pack_copy_answer(await self._context.copies.answer(question))
+        return web.Response(body=answer, content_type="application/octet-stream")
 
     async def join(self, request: web.Request) -> web.Response:
         """Let the master of this hello in, as a learner that is promoted once it has caught up."""

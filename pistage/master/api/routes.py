@@ -19,6 +19,7 @@ from pistage.master.api.leading import after_reading_up, at_the_leader, sent_to_
 from pistage.master.api.output import OutputRoutes
 from pistage.master.api.peers import PeerRoutes
 from pistage.master.api.runs import RunRoutes
+from pistage.master.copies import OUTPUT_PATH
 from pistage.master.founding import HELLO_PATH
 from pistage.master.members import JOIN_PATH
 from pistage.master.peers import SNAPSHOT_PATH, STREAM_PATH
@@ -68,6 +69,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/agent/v1/session", sent_to_the_leader(context, context.sessions.serve)),
         Route("GET", HELLO_PATH, peers.hello),
         Route("GET", STREAM_PATH, peers.stream),
+        Route("POST", OUTPUT_PATH, peers.output),
         Route("POST", JOIN_PATH, lead(peers.join)),
         Route("GET", SNAPSHOT_PATH, peers.snapshot),
         Route("GET", SNAPSHOT_PATH + "/{index}", peers.snapshot_part),

@@ -1,0 +1,355 @@
+"""The thread that writes output: lengths, open files, and the order in which bytes become durable.
+
+Data is made durable before the index that names it; what a crash left beyond the index is cut off when the run is
+opened, and sent again by whoever had it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pistage.core import ids, limits
+from pistage.errors import Code, PistageError
+from pistage.master import records as index_of
+from pistage.master.directories import sync_directory
+from pistage.master.records import RECORD_BYTES, Record, StreamKey, stream_path
+from pistage.wire import Extent, Fit, LogFrame, Piece
+
+log = logging.getLogger(__name__)
+
+_RUNS_OPEN = 512  # lengths held in memory; of another run they are read from its index
+_FILES_OPEN = 256
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The answer to a frame: the stream's durable length, and whether the frame began beyond it.
+
+    `count` is how many records of the run must be safe for all of that length to be.
+    """
+
+    length: int
+    is_gap: bool = False
+    count: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A frame, and what it is a part of; `term` is that of the leader that takes it."""
+
+    run_id: str
+    frame: LogFrame
+    term: int
+
+
+@dataclass(slots=True)
+class _Run:
+    directory: Path
+    index_fd: int
+    lengths: dict[StreamKey, int]
+    total: int
+    count: int  # records, the unwritten ones with them
+    term: int  # of the last
+    unwritten: list[Record] = field(default_factory=list)
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(self.directory.name, self.count, self.term)
+
+    def add(self, record: Record) -> None:
+        self.unwritten.append(record)
+        self.lengths[record.key] = record.offset + record.length
+        self.total += record.length
+        self.count += 1
+        self.term = record.term
+
+
+class LogWriter:
+    """Every method belongs to the thread. PistageError `storage` while the disk is full; other OSErrors are fatal."""
+
+    def __init__(self, directory: Path, *, run_bytes_max: int, free_bytes_min: int) -> None:
+        self._directory = directory
+        self._run_bytes_max = run_bytes_max
+        self._free_bytes_min = free_bytes_min
+        self._runs: OrderedDict[str, _Run] = OrderedDict()
+        self._files: OrderedDict[Path, int] = OrderedDict()
+        self.term = _read_term(directory / "term")  # nothing is taken from a leader of a lower one
+
+    # --- what a leader asks of its own store ------------------------------------------------------------------
+
+    def write(self, batch: Sequence[Placed]) -> list[Appended | PistageError]:
+        """Append every frame that fits, then make all of them durable."""
+        touched: dict[str, _Run] = {}
+        try:
+            return self._unless_full(touched, lambda: [self._append(placed, touched) for placed in batch])
+        except PistageError as refusal:
+            return [refusal] * len(batch)
+
+    def mark(self, run_id: str, term: int) -> Extent:
+        """Begin the term in a run that has output of earlier ones."""
+        touched: dict[str, _Run] = {}
+
+        def mark() -> Extent:
+            self._refuse_lower(term)
+            run = self._open(run_id)
+            if run.count and run.term < term:
+                run.add(index_of.barrier(run_id, term))
+                touched[run_id] = run
+            return run.extent
+
+        return self._unless_full(touched, mark)
+
+    def _append(self, placed: Placed, touched: dict[str, _Run]) -> Appended | PistageError:
+        frame = placed.frame
+        if placed.term != self.term:
+            return _deposed(self.term)
+        run = self._open(placed.run_id)
+        key = (frame.attempt_id, frame.step, frame.stream)
+        length = run.lengths.get(key, 0)
+        data = memoryview(frame.data)[max(0, length - frame.offset) :]
+        if frame.offset > length or not data:
+            return Appended(length, is_gap=frame.offset > length, count=run.count)
+        if run.total + len(data) > self._run_bytes_max:
+            limit = f"{self._run_bytes_max / limits.MIB:,.0f} MiB"
+            return PistageError(
+                Code.TOO_LARGE, f"the run has printed more than {limit}", hint="print less, or raise run_log_max"
+            )
+        touched[placed.run_id] = run
+        _write_all(self._file(stream_path(run.directory, key)), data)
+        run.add(Record(*key, len(data), length, frame.at, placed.term))
+        return Appended(run.lengths[key], count=run.count)
+
+    # --- what another master asks -----------------------------------------------------------------------------
+
+    def promise(self, term: int) -> None:
+        """Take nothing from a leader of a lower term from now on, nor after a crash. `conflict` if this one is lower.
+
+        A new leader collects what was acknowledged before it; nothing may be acknowledged behind its back after that.
+        """
+        self._refuse_lower(term)
+        if term == self.term:
+            return
+        fresh = self._directory / "term.new"
+        try:
+            with fresh.open("w") as file:
+                file.write(f"{term}\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _full_or_fatal(error) from None
+        fresh.replace(self._directory / "term")
+        sync_directory(self._directory)
+        self.term = term
+
+    def survey(self, term: int, run_ids: Sequence[str]) -> tuple[Extent, ...]:
+        """How much there is of these runs, after promising the term."""
+        self.promise(term)
+        known = (run_id for run_id in run_ids if ids.is_id(run_id))
+        return tuple(
+            self._open(run_id).extent if (self._directory / run_id).exists() else Extent(run_id, 0, 0)
+            for run_id in known
+        )
+
+    def extend(self, term: int, pieces: Sequence[Piece]) -> tuple[Fit, ...]:
+        """Make each run what the leader's piece says, from where it begins; cut off what contradicts it."""
+        self.promise(term)
+        touched: dict[str, _Run] = {}
+        return self._unless_full(touched, lambda: tuple(self._extend(piece, touched) for piece in pieces))
+
+    def _extend(self, piece: Piece, touched: dict[str, _Run]) -> Fit:
+        if not ids.is_id(piece.run_id) or len(piece.records) % RECORD_BYTES or piece.run_id in touched:
+            raise PistageError(Code.INVALID, "not a piece of a run's output")
+        run = self._open(piece.run_id)
+        index = run.directory / "index"
+        if piece.start > run.count:
+            return Fit(False, run.count)
+        if not index_of.is_at(index, piece.start, piece.before):
+            return Fit(False, index_of.place_before(index, piece.start - 1))
+        total = len(piece.records) // RECORD_BYTES
+        same = _agreeing(index_of.read_raw(index, piece.start, total), piece.records)
+        if same < total and piece.start + same < run.count:
+            run = self._cut(run, piece.start + same)
+        known, fresh = (index_of.unpack(part) for part in _split(piece.records, same))
+        touched[piece.run_id] = run
+        self._take(run, fresh, memoryview(piece.data)[sum(record.length for record in known) :])
+        return Fit(True, piece.start + total)
+
+    def _take(self, run: _Run, fresh: list[Record], data: memoryview) -> None:
+        lengths: dict[StreamKey, int] = {}
+        term = run.term
+        for record in fresh:
+            length = lengths.get(record.key, run.lengths.get(record.key, 0))
+            if not record.is_sound or record.offset != length or record.term < term:
+                raise PistageError(Code.INVALID, f"run {run.directory.name}: a record that follows from none before it")
+            lengths[record.key], term = length + record.length, record.term
+        if sum(record.length for record in fresh) != len(data):
+            raise PistageError(Code.INVALID, f"run {run.directory.name}: more or less output than its records say")
+        for key, _, length in index_of.spans(fresh):
+            _write_all(self._file(stream_path(run.directory, key)), data[:length])
+            data = data[length:]
+        for record in fresh:
+            run.add(record)
+
+    def _cut(self, run: _Run, count: int) -> _Run:
+        run_id = run.directory.name
+        log.warning("run=%s %d records of a deposed leader, never acknowledged, are cut off", run_id, run.count - count)
+        self.forget(run_id)
+        fd = os.open(run.directory / "index", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, count * RECORD_BYTES)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        return self._open(run_id)  # which cuts the bytes
+
+    # --- files ------------------------------------------------------------------------------------------------
+
+    def _unless_full(self, touched: dict[str, _Run], work: Callable[[], T]) -> T:
+        """Do the work and make it durable; of what a full disk or a refusal interrupted, nothing stays."""
+        try:
+            self._refuse_unless_space()
+            result = work()
+            self._make_durable(touched.values())
+        except OSError as error:
+            for run_id in touched:  # what is on disk beyond the index is cut off when the run is opened again
+                self.forget(run_id)
+            raise _full_or_fatal(error) from None
+        except PistageError:
+            for run_id in touched:
+                self.forget(run_id)
+            raise
+        return result
+
+    def _refuse_lower(self, term: int) -> None:
+        if term < self.term:
+            raise _deposed(self.term)
+
+    def _refuse_unless_space(self) -> None:
+        disk = os.statvfs(self._directory)
+        if disk.f_bavail * disk.f_frsize < self._free_bytes_min:
+            raise _disk_full()
+
+    def _make_durable(self, runs: Iterable[_Run]) -> None:
+        for run in runs:
+            for path in {stream_path(run.directory, record.key) for record in run.unwritten if record.length}:
+                os.fdatasync(self._file(path))
+            packed = b"".join(index_of.pack(record) for record in run.unwritten)
+            _write_all(run.index_fd, memoryview(packed))
+            os.fdatasync(run.index_fd)
+            run.unwritten.clear()
+
+    def _open(self, run_id: str) -> _Run:
+        if run_id in self._runs:
+            self._runs.move_to_end(run_id)
+            return self._runs[run_id]
+        while len(self._runs) >= _RUNS_OPEN:
+            self.forget(next(iter(self._runs)))
+        directory = self._directory / run_id
+        if not directory.exists():
+            directory.mkdir()
+            sync_directory(self._directory)
+        lengths, count, term = _recover(directory)
+        index_fd = os.open(directory / "index", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        run = self._runs[run_id] = _Run(directory, index_fd, lengths, sum(lengths.values()), count, term)
+        return run
+
+    def _file(self, path: Path) -> int:
+        if path in self._files:
+            self._files.move_to_end(path)
+            return self._files[path]
+        while len(self._files) >= _FILES_OPEN:
+            _, fd = self._files.popitem(last=False)
+            os.fdatasync(fd)
+            os.close(fd)
+        path.parent.mkdir(exist_ok=True)
+        fd = self._files[path] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        sync_directory(path.parent)
+        sync_directory(path.parent.parent)
+        return fd
+
+    def forget(self, run_id: str) -> None:
+        """Close what is open of a run; its lengths are read from its index when they are needed again."""
+        if run := self._runs.pop(run_id, None):
+            os.close(run.index_fd)
+        below = self._directory / run_id
+        for path in [path for path in self._files if below in path.parents]:
+            os.close(self._files.pop(path))
+
+    def close(self) -> None:
+        """Close every file."""
+        for run_id in list(self._runs):
+            self.forget(run_id)
+
+
+def _recover(directory: Path) -> tuple[dict[StreamKey, int], int, int]:
+    """Lengths, count and last term by the index, after making the files agree: a crash leaves data without a record."""
+    index = directory / "index"
+    lengths: dict[StreamKey, int] = {}
+    count = term = 0
+    sizes: dict[StreamKey, int] = {}
+    for record in index_of.all_records(index):
+        if not record.is_sound or record.offset != lengths.get(record.key, 0):
+            break
+        if record.key not in sizes:
+            path = stream_path(directory, record.key)
+            sizes[record.key] = path.stat().st_size if path.exists() else 0
+        if record.offset + record.length > sizes[record.key]:
+            break  # only a disk that lied about fdatasync gets here: keep what is whole
+        lengths[record.key] = record.offset + record.length
+        count, term = count + 1, record.term
+    if index.exists() and index.stat().st_size != count * RECORD_BYTES:
+        os.truncate(index, count * RECORD_BYTES)
+    for path in directory.glob("*/*"):
+        step, _, stream = path.name.partition(".")
+        length = lengths.get((path.parent.name, step, int(stream)), 0)
+        if path.stat().st_size > length:
+            os.truncate(path, length)
+    return lengths, count, term
+
+
+def _read_term(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        raise PistageError(Code.STORAGE, f"{path} is damaged: {error}") from None
+
+
+def _agreeing(ours: bytes, theirs: bytes) -> int:
+    """How many records are the same before the first that is not."""
+    if theirs.startswith(ours):
+        return len(ours) // RECORD_BYTES
+    starts = range(0, len(ours), RECORD_BYTES)
+    return next(n for n, at in enumerate(starts) if ours[at : at + RECORD_BYTES] != theirs[at : at + RECORD_BYTES])
+
+
+def _split(raw: bytes, number: int) -> tuple[bytes, bytes]:
+    return raw[: number * RECORD_BYTES], raw[number * RECORD_BYTES :]
+
+
+def _write_all(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _full_or_fatal(error: OSError) -> Exception:
+    return _disk_full() if error.errno in {errno.ENOSPC, errno.EDQUOT} else error
+
+
+def _disk_full() -> PistageError:
+    return PistageError(
+        Code.STORAGE, "the master's disk is full", hint="free some space on it; the step waits, and goes on then"
+    )
+
+
+def _deposed(term: int) -> PistageError:
+    return PistageError(Code.CONFLICT, f"another master leads, in term {term}", hint="the step waits, and goes on then")

@@ -1,0 +1,188 @@
+"""The index of a run's output: records of one size, one a frame, in the order in which the frames came.
+
+A copy of it is compared with another the way Raft compares logs: two records of the same number and term are the
+same, and so is everything before them, for only one master appends in a term. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pistage.core import ids
+from pistage.errors import Code, PistageError
+
+# attempt, step, stream, length, offset, at, term; padded so that record N begins at byte 64 * N.
+_RECORD = struct.Struct("<26sIBxxxIQQQ2x")
+RECORD_BYTES: Final = _RECORD.size
+_TERM = struct.Struct("<Q")
+_TERM_AT = RECORD_BYTES - 2 - _TERM.size
+_RECORDS_AT_ONCE = 4096
+_BARRIER = 0  # the stream of a record that is no output
+
+StreamKey = tuple[str, str, int]  # attempt, step, stream (1 stdout, 2 stderr)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where a frame's bytes stand; `at` is milliseconds UTC, `term` that of the leader that took it."""
+
+    attempt_id: str
+    step: str
+    stream: int
+    length: int
+    offset: int
+    at: int
+    term: int = 0
+
+    @property
+    def key(self) -> StreamKey:
+        return (self.attempt_id, self.step, self.stream)
+
+    @property
+    def is_barrier(self) -> bool:
+        """Whether it is no output, only the mark with which a leader begins its term in the run."""
+        return self.stream == _BARRIER
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether a master wrote it: a block that power loss left as zeros is no record, and names no file."""
+        return ids.is_id(self.attempt_id) and (self.stream in {1, 2} or (self.is_barrier and not self.length))
+
+
+def barrier(run_id: str, term: int) -> Record:
+    """The mark with which a leader begins its term in a run that has output of earlier terms.
+
+    §5.4.2: what an earlier leader appended is safe only below a record of the leader's own term. Without one, a copy
+    that holds a later term, but less, could win over output that was acknowledged meanwhile.
+    """
+    return Record(run_id, "0", _BARRIER, 0, 0, 0, term)
+
+
+def pack(record: Record) -> bytes:
+    """A record as it stands in the index."""
+    return _RECORD.pack(
+        record.attempt_id.encode(), int(record.step), record.stream, record.length, record.offset, record.at,
+        record.term,
+    )  # fmt: skip
+
+
+def unpack(raw: bytes) -> list[Record]:
+    """The whole records in `raw`."""
+    whole = len(raw) - len(raw) % RECORD_BYTES
+    return [
+        Record(attempt.decode("latin-1"), str(step), stream, length, offset, at, term)
+        for attempt, step, stream, length, offset, at, term in _RECORD.iter_unpack(raw[:whole])
+    ]
+
+
+def read_raw(index: Path, start: int, count: int) -> bytes:
+    """Records from number `start` on, at most `count`, as they stand; b"" where there are none."""
+    try:
+        with index.open("rb", buffering=0) as file:
+            left = os.fstat(file.fileno()).st_size - start * RECORD_BYTES
+            return os.pread(file.fileno(), max(0, min(count * RECORD_BYTES, left)), start * RECORD_BYTES)
+    except FileNotFoundError:
+        return b""
+
+
+def read_records(index: Path, start: int, count: int) -> list[Record]:
+    """Records from number `start` on, at most `count`; empty at the end."""
+    return unpack(read_raw(index, start, count))
+
+
+def all_records(index: Path) -> Iterator[Record]:
+    """Every record."""
+    start = 0
+    while records := read_records(index, start, _RECORDS_AT_ONCE):  # a week of output has millions
+        yield from records
+        start += len(records)
+
+
+def extent(index: Path) -> tuple[int, int]:
+    """How many records there are, and the term of the last; nothing is checked."""
+    try:
+        count = index.stat().st_size // RECORD_BYTES
+    except FileNotFoundError:
+        return 0, 0
+    last = read_raw(index, count - 1, 1) if count else b""
+    return count, term_of(last) if last else 0
+
+
+def term_of(raw: bytes, number: int = 0) -> int:
+    """The term of record `number` in `raw`."""
+    term: int = _TERM.unpack_from(raw, number * RECORD_BYTES + _TERM_AT)[0]
+    return term
+
+
+def place_before(index: Path, number: int) -> int:
+    """Where the records that have the term of record `number` begin: if that one differs, all of them may."""
+    term = term_of(read_raw(index, number, 1))
+    while number > 0:
+        start = max(0, number - _RECORDS_AT_ONCE)
+        raw = read_raw(index, start, number - start)
+        for one in reversed(range(number - start)):
+            if term_of(raw, one) != term:
+                return start + one + 1
+        number = start
+    return 0
+
+
+def is_at(index: Path, number: int, expected: bytes) -> bool:
+    """Whether the record before `number` is the expected one."""
+    return number == 0 or read_raw(index, number - 1, 1) == expected
+
+
+def stream_path(directory: Path, key: StreamKey) -> Path:
+    """The file of a stream of the run in `directory`."""
+    attempt_id, step, stream = key
+    return directory / attempt_id / f"{step}.{stream}"
+
+
+def read_bytes(path: Path, offset: int, length: int) -> bytes:
+    """Bytes of a stream; fewer than `length` at its end."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
+    except FileNotFoundError:
+        return b""
+
+
+def spans(records: list[Record]) -> Iterator[tuple[StreamKey, int, int]]:
+    """Stream, offset and length of each stretch that neighbours continue: one read or write does for all of it."""
+    key: StreamKey | None = None
+    offset = length = 0
+    for record in records:
+        if record.key == key and record.offset == offset + length:
+            length += record.length
+            continue
+        if key is not None and length:
+            yield key, offset, length
+        key, offset, length = record.key, record.offset, record.length
+    if key is not None and length:
+        yield key, offset, length
+
+
+def read_piece(directory: Path, start: int, end: int, bytes_max: int) -> tuple[bytes, bytes, bytes]:
+    """The record before `start`, records from there on, before `end`, and their bytes: at most `bytes_max`, or one.
+
+    PistageError `storage` where the files hold less than the index says.
+    """
+    index = directory / "index"
+    before = read_raw(index, start - 1, 1) if start else b""
+    raw = read_raw(index, start, min(end - start, bytes_max // RECORD_BYTES, _RECORDS_AT_ONCE))
+    taken: list[Record] = []
+    size = 0
+    for record in unpack(raw):
+        size += record.length
+        if taken and size > bytes_max:
+            break
+        taken.append(record)
+    data = b"".join(read_bytes(stream_path(directory, key), offset, length) for key, offset, length in spans(taken))
+    if len(data) != sum(record.length for record in taken):
+        raise PistageError(Code.STORAGE, f"run {directory.name}: its files hold less output than its index says")
+    return before, raw[: len(taken) * RECORD_BYTES], data

@@ -120,7 +120,7 @@ async def _founded(founder: Founder, candidacy: Path) -> Identity:
     headers = {"Authorization": f"Bearer {credential}"} if credential else {}
     async with (
         _waiting_room(founder, hello),
-        aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=_ANSWER_S)) as session,
+        aiohttp.ClientSession(headers=headers) as session,
     ):
         return await _agree(founder, hello, session)
 
@@ -195,7 +195,7 @@ def _identity_of_all(founder: Founder, hello: wire.PeerHello, known: Mapping[str
 async def fetch_hello(session: aiohttp.ClientSession, url: str) -> wire.PeerHello | PistageError:
     """How the master at `url` introduces itself, or why it does not."""
     try:
-        async with session.get(url + HELLO_PATH) as response:
+        async with session.get(url + HELLO_PATH, timeout=aiohttp.ClientTimeout(total=_ANSWER_S)) as response:
             if response.status != 200:
                 return PistageError(Code.UNAVAILABLE, f"{url} answered {response.status}")
             return wire.unpack_hello(await response.read())

@@ -18,6 +18,7 @@ from pistage import raft, wire
 from pistage.core.commands import FoundCluster, RaiseVersion, RegisterMaster
 from pistage.errors import Code, PistageError
 from pistage.master import reads
+from pistage.master.founding import fetch_hello
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 JOIN_PATH: Final = "/raft/v1/join"
 _LOOK_EVERY_S = 0.5
 _ANNOUNCE_EVERY_S = 1.0
+_ASK_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Members:
         self._replica, self._peers, self._seeds = replica, peers, seeds
         self._joining = asyncio.Lock()
         self.registered: Mapping[str, Registration] = {}
+        self.is_taken_out = False  # as far as is known
         peers.learn(replica.identity.founders)
 
     # --- on every master -----------------------------------------------------------------------------------------
@@ -55,8 +58,29 @@ class Members:
             if not self._replica.membership.members and self._replica.leader is None:
                 await self._announce()
                 await asyncio.sleep(_ANNOUNCE_EVERY_S)
+            elif self._is_alone():
+                await self._ask_whether_we_are_in()
+                await asyncio.sleep(_ASK_EVERY_S)
             else:
+                self.is_taken_out = False
                 await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _is_alone(self) -> bool:
+        contact_s = self._replica.leader_contact_s
+        return self._replica.leader is None and (contact_s is None or contact_s > _ASK_EVERY_S)
+
+    async def _ask_whether_we_are_in(self) -> None:
+        """Nobody tells a master that it was taken out: what says so need not reach it any more (§4.2.2)."""
+        urls = [one.url for node_id, one in self.registered.items() if node_id != self._replica.node_id]
+        hellos = await asyncio.gather(*(fetch_hello(self._peers.http, url) for url in urls))
+        ours = self._replica.identity
+        told = [one for one in hellos if isinstance(one, wire.PeerHello) and one.group_id == ours.group_id]
+        is_taken_out = any(one.members and ours.node_id not in one.members for one in told)
+        if is_taken_out and not self.is_taken_out:
+            log.error(
+                "this master was taken out of the group: stop it, or `pistage cluster join` brings it back as new"
+            )
+        self.is_taken_out = is_taken_out
 
     async def _look(self) -> None:
         async with self._replica.reader.snapshot() as snapshot:

@@ -22,7 +22,8 @@ PEER_PROTOCOL: Final = 1
 class PeerHello:
     """Who opens a link, or who is asked: `group_id` is "" for a master that belongs to no group yet.
 
-    `founders` are the node ids and URLs that the group began with, for a founder that has not heard of it.
+    `founders` are the node ids and URLs that the group began with, for a founder that has not heard of it; `members`
+    those of now, by who has a leader, for one that was taken out.
     """
 
     protocol: int = PEER_PROTOCOL
@@ -32,6 +33,7 @@ class PeerHello:
     version: str
     command_version: int
     founders: dict[str, str]
+    members: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()  # the URLs it was configured with: founders must agree on them
 
 

@@ -113,6 +113,8 @@ async def leader_url(context: Context) -> str | None:
                     )
                 await replica.role_change()
     except TimeoutError:
+        if context.members.is_taken_out:
+            raise no_leader("this master was taken out of the group") from None
         raise no_leader("the masters have no leader now") from None
     return None
 

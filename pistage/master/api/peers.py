@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -23,7 +24,10 @@ class PeerRoutes:
 
     async def hello(self, request: web.Request) -> web.Response:
         """Who this master is, and which group it belongs to."""
-        return web.Response(body=wire.pack_hello(self._context.peers.hello()), content_type="application/octet-stream")
+        replica = self._context.replica
+        members = replica.membership.members if replica.leader is not None else ()
+        hello = replace(self._context.peers.hello(), members=members)
+        return web.Response(body=wire.pack_hello(hello), content_type="application/octet-stream")
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """The link of another master, a WebSocket: its hello, then consensus messages in msgpack."""

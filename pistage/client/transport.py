@@ -162,6 +162,7 @@ class Transport:
                 failure, asked_s = await _refusal(response), _retry_after_s(response)
                 if response.status not in _RETRIED:
                     raise failure
+            log.debug("asked in vain: %s", failure)
             if patience.is_over():
                 raise failure
             if not self._prefer(failure.details.get("leader")):

@@ -1,0 +1,104 @@
+"""The sessions that have a name: which group, which load, which faults."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from tests.chaos import disks, measures
+from tests.chaos.faults import BASIC, NEEDS_NETWORK, Fault, Scene, upgrade
+from tests.chaos.group import Group, Shape, a_group
+from tests.chaos.network import namespaces
+from tests.chaos.session import Beside, Report, Script, play
+from tests.chaos.watch import Timeline
+
+FAULTS: Final[Mapping[str, Fault]] = BASIC | disks.FAULTS
+_SMALL_DISK_MB: Final = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """`faults` by name; `script` with the rest; `beside` in place of the faults."""
+
+    about: str
+    faults: tuple[str, ...] = ()
+    shape: Shape = field(default_factory=Shape)
+    script: Script = field(default_factory=lambda: Script(seed=0))
+    beside: Callable[[], Beside] | None = None
+    measure: Callable[[Group, Timeline], Awaitable[list[str]]] | None = None
+
+
+_SHOWN = Script(seed=0, rate=50.0, count=2_000, every_s=5.0, wants_all=True)
+
+
+def _catching_up(entries: int) -> Callable[[], Beside]:
+    return lambda: measures.CatchUp(entries).run
+
+
+async def _rolling(scene: Scene) -> None:
+    for _ in range(3):
+        await upgrade(scene)
+
+
+async def _failover(group: Group, timeline: Timeline) -> list[str]:
+    gaps = await measures.failover_gaps(group, 30, timeline)
+    return [f"leader kill -9 to the next write: {measures.in_short(gaps)}"]
+
+
+PRESETS: Final[Mapping[str, Preset]] = {
+    "kill": Preset(about="kill -9 of the leader every 5 s", faults=("kill-leader",), script=_SHOWN),
+    "stop": Preset(about="SIGSTOP of the leader, 0.2 to 30 s", faults=("stop-leader",), script=_SHOWN),
+    "partition": Preset(
+        about="partitions both ways, one way and between two, every 5 s",
+        faults=("partition", "partition-one-way", "partition-bridge"),
+        script=_SHOWN,
+    ),
+    "disk": Preset(
+        about="flushes that are slow or fail, and a full disk",
+        faults=("slow-fsync", "failing-fsync", "full-disk"),
+        script=Script(seed=0, duration_s=90.0),
+    ),
+    "behind": Preset(
+        about="a follower that missed 100,000 changes catches up from the log",
+        shape=Shape(master_flags=("--log-entries-kept", "300000")),
+        script=Script(seed=0, rate=20.0, wants_all=True),
+        beside=_catching_up(100_000),
+    ),
+    "snapshot": Preset(
+        about="a follower that missed more than the log keeps catches up by a snapshot",
+        shape=Shape(master_flags=("--log-entries-kept", "5000")),
+        script=Script(seed=0, rate=20.0, wants_all=True),
+        beside=_catching_up(30_000),
+    ),
+    "rolling": Preset(
+        about="every master stopped and started in turn, three times over",
+        script=Script(seed=0, wants_all=True),
+        beside=lambda: _rolling,
+    ),
+    "failover": Preset(about="kill -9 of the leader to the next write, 30 times", measure=_failover),
+    "all": Preset(
+        about="everything at once, of two kinds at a time",
+        faults=tuple(sorted(FAULTS)),
+        script=Script(seed=0, duration_s=120.0, at_once=2, rate=30.0),
+    ),
+}
+
+
+async def run(preset: Preset, directory: Path, timeline: Timeline) -> tuple[list[str], list[str]]:
+    """What is to be printed, and the violations."""
+    masters = [f"m{n}" for n in range(1, preset.shape.masters + 1)]
+    with ExitStack() as stack:
+        network = stack.enter_context(namespaces(masters)) if NEEDS_NETWORK & set(preset.faults) else None
+        if "full-disk" in preset.faults:
+            stack.enter_context(disks.small_disk(directory / masters[-1], _SMALL_DISK_MB))
+        async with a_group(directory, preset.shape, network) as group:
+            timeline.say(f"{preset.shape.masters} masters and {preset.shape.agents} agents are up")
+            if preset.measure is not None:
+                return await preset.measure(group, timeline), []
+            script = replace(preset.script, faults={name: FAULTS[name] for name in preset.faults})
+            beside = preset.beside() if preset.beside else None
+            report: Report = await play(group, script, timeline=timeline, network=network, beside=beside)
+            return report.lines(), report.violations

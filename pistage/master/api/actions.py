@@ -10,7 +10,6 @@ from aiohttp import web
 from pistage import wire
 from pistage.core import limits
 from pistage.core.commands import DeleteAction, PutAction
-from pistage.core.definition import document_name
 from pistage.errors import Code, PistageError
 from pistage.master.api import http, views
 from pistage.master.api.context import Context
@@ -39,9 +38,11 @@ class ActionRoutes:
                 details={"findings": [finding_view(finding) for finding in found.findings]},
             )
         name = request.match_info["name"]
-        if (written := document_name(text)) != name:
+        if found.name != name:
             raise PistageError(
-                Code.INVALID, f"the document's name is {written!r}, not {name!r}", hint="register it under its own name"
+                Code.INVALID,
+                f"the document's name is {found.name!r}, not {name!r}",
+                hint="register it under its own name",
             )
         decoded = text.decode("utf-8")
         outcome = await context.replica.propose(

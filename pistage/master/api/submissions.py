@@ -7,7 +7,9 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,12 +117,16 @@ class Planner:
             return await asyncio.to_thread(self._look_up_and, project, work)
 
     def _look_up_and(self, project: str, work: Callable[[Actions], T]) -> T:
-        db = sqlite3.connect(f"file:{self._state_path()}?mode=ro", uri=True, isolation_level=None)
-        try:
-            db.execute("PRAGMA wal_autocheckpoint = 0")
-            return work(lambda name: _registered(db, project, name) or predefined_action(name))
-        finally:
-            db.close()
+        with ExitStack() as stack:
+
+            @cache
+            def opened() -> sqlite3.Connection:  # most documents name no action
+                db = sqlite3.connect(f"file:{self._state_path()}?mode=ro", uri=True, isolation_level=None)
+                stack.callback(db.close)
+                db.execute("PRAGMA wal_autocheckpoint = 0")
+                return db
+
+            return work(lambda name: _registered(opened(), project, name) or predefined_action(name))
 
 
 def _registered(db: sqlite3.Connection, project: str, name: str) -> ActionText | None:

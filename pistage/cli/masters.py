@@ -39,13 +39,6 @@ def _master(seen: Mapping[str, Any], said: Cluster | PistageError | None, furthe
     """One master: what others see of it, and what it says if it answers."""
     known: Mapping[str, Any] = said if isinstance(said, dict) and said["node"] == seen["id"] else {}
     applied = known.get("applied_index", seen.get("match_index"))
-    match said:
-        case PistageError():
-            error = said.message
-        case None:
-            error = "where it is reached is not known"
-        case _:
-            error = None if known else f"master {said['node']} answers there"
     return {
         "id": seen["id"],
         "url": seen.get("url"),
@@ -58,8 +51,18 @@ def _master(seen: Mapping[str, Any], said: Cluster | PistageError | None, furthe
         "last_heard_ms": seen.get("last_heard_ms"),
         "is_disk_full": known.get("is_disk_full"),
         "disk_free_bytes": known.get("disk_free_bytes"),
-        "error": error,
+        "error": None if known else _why_silent(said),
     }
+
+
+def _why_silent(said: Cluster | PistageError | None) -> str:
+    match said:
+        case PistageError():
+            return said.message
+        case None:
+            return "where it is reached is not known"
+        case _:
+            return f"master {said['node']} answers there"
 
 
 def columns(masters: Sequence[Mapping[str, Any]]) -> dict[str, output.Cell]:

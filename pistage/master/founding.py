@@ -67,7 +67,8 @@ def founder_of(settings: MasterConfig, token: str | None) -> Founder:
     """What the settings say of the group. PistageError `usage` where that does not fit together."""
     url = advertised(settings)
     peers = tuple(sorted({peer.rstrip("/") for peer in settings.peers} | {url}))
-    if settings.bootstrap_expect not in (None, len(peers)):
+    is_founded = (settings.data_dir / "raft.db").exists()  # whatever peers says since, to be joined or to grow
+    if not is_founded and settings.bootstrap_expect not in (None, len(peers)):
         raise PistageError(
             Code.USAGE,
             f"bootstrap_expect is {settings.bootstrap_expect}, but with this master ({url}) peers names {len(peers)}:"
@@ -141,7 +142,7 @@ async def _agree(founder: Founder, hello: wire.PeerHello, session: aiohttp.Clien
     while True:
         answers = await asyncio.gather(*(fetch_hello(session, url) for url in others))
         known = {url: one for url, one in zip(others, answers, strict=True) if isinstance(one, wire.PeerHello)}
-        if identity := _adopted(hello, known) or _identity_of_all(founder, hello, known):
+        if identity := _adopted(founder, hello, known) or _identity_of_all(founder, hello, known):
             log.info("the group of masters is founded: %s", ", ".join(sorted(identity.founders.values())))
             return identity
         if rounds % _REMIND_EVERY == 0:
@@ -156,7 +157,7 @@ async def _agree(founder: Founder, hello: wire.PeerHello, session: aiohttp.Clien
         await asyncio.sleep(_ASK_EVERY_S)
 
 
-def _adopted(hello: wire.PeerHello, known: Mapping[str, wire.PeerHello]) -> Identity | None:
+def _adopted(founder: Founder, hello: wire.PeerHello, known: Mapping[str, wire.PeerHello]) -> Identity | None:
     """The group that another founder has begun with us in it."""
     for url, one in known.items():
         if one.group_id and hello.node_id in one.founders:
@@ -164,7 +165,7 @@ def _adopted(hello: wire.PeerHello, known: Mapping[str, wire.PeerHello]) -> Iden
         if one.group_id:
             raise PistageError(
                 Code.CONFLICT,
-                f"this master's directory is empty, but {url} belongs to a group already",
+                f"{founder.data_dir} holds no master, but {url} belongs to a group already",
                 hint="a new master, or one that lost its data, comes in by `pistage cluster join` with its"
                 " configuration; then start it again",
             )

@@ -153,10 +153,8 @@ class Members:
             log.info("every master knows the commands of version %d now", common)
 
     async def _promote(self) -> None:
-        leadership = self._replica.node.leadership
         for learner in self._replica.membership.learners:
-            progress = leadership and leadership.followers.get(learner)
-            if progress and progress.match and progress.heard_tick > self._replica.node.now - 8:
+            if self._replica.heard.get(learner):
                 await self._replica.change_membership(raft.Change(kind=raft.ChangeKind.PROMOTE, node_id=learner))
                 log.info("master=%s has caught up and votes from now on", learner)
 
@@ -170,11 +168,27 @@ class Members:
             if hello.node_id in members:
                 return
             replaced = [one for one in members if one in self.registered and self.registered[one].url == hello.url]
+            self._refuse_unfit(hello, replaced)
             for node_id in replaced:
                 await self.remove(node_id)
             await self._register(hello.node_id, hello)
             await self._replica.change_membership(raft.Change(kind=raft.ChangeKind.ADD_LEARNER, node_id=hello.node_id))
             log.info("master=%s at %s comes in", hello.node_id, hello.url)
+
+    def _refuse_unfit(self, hello: wire.PeerHello, replaced: Sequence[str]) -> None:
+        """A wrong URL in a configuration must not cost a master that lives, nor an old version one that joins."""
+        if any(node_id in self._replica.heard or node_id == self._replica.node_id for node_id in replaced):
+            raise PistageError(
+                Code.CONFLICT,
+                f"the master at {hello.url} is alive",
+                hint="set listen and advertise of the new one to a URL of its own",
+            )
+        if hello.command_version < self._replica.command_version:
+            raise PistageError(
+                Code.CONFLICT,
+                f"that master runs {hello.version}, which does not know all that the others do",
+                hint="upgrade it first",
+            )
 
     async def remove(self, node_id: str) -> None:
         """Take a master out. `conflict` where those who are left could not decide anything."""

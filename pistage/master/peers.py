@@ -58,6 +58,8 @@ class Peers:
         self._links: dict[str, _Link] = {}
         self._group: asyncio.TaskGroup | None = None
         self._receive: Callable[[raft.Message], None] = lambda message: None
+        self._accepted: set[web.WebSocketResponse] = set()
+        self._is_leaving = False
         self.hellos: dict[str, wire.PeerHello] = {}  # the newest of each master that has dialled this one
 
     def on_message(self, receive: Callable[[raft.Message], None]) -> None:
@@ -104,9 +106,12 @@ class Peers:
 
     async def accept(self, request: web.Request) -> web.WebSocketResponse:
         """The link of another master: its hello, ours, then its messages."""
+        if self._is_leaving:
+            raise PistageError(Code.UNAVAILABLE, "this master is stopping")
         stream = web.WebSocketResponse(compress=False, max_msg_size=limits.PEER_MESSAGE_BYTES_MAX, timeout=1.0)
         await stream.prepare(request)
         ours = self.hello()
+        self._accepted.add(stream)
         try:
             theirs = wire.unpack_hello(await stream.receive_bytes(timeout=_HELLO_S))
             await stream.send_bytes(wire.pack_hello(ours))
@@ -124,8 +129,14 @@ class Peers:
             if not stream.closed:
                 log.warning("a link from %s was refused: %s", request.remote, error)
         finally:
+            self._accepted.discard(stream)
             await stream.close()
         return stream
+
+    async def hang_up(self) -> None:
+        """Let go of the links from the others: a server that stops would wait for them."""
+        self._is_leaving = True
+        await asyncio.gather(*(stream.close() for stream in self._accepted))
 
     async def fetch_snapshot(self, source: str, index: int, path: Path) -> None:
         """Lay a state at `index` or later at `path`, every part of it checked."""

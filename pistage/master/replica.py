@@ -31,6 +31,7 @@ OUTCOME_WAIT_S: Final = 15.0
 #: A read that could not be confirmed in this time is refused.
 READ_WAIT_S: Final = 5.0
 _HANDOVER_WAIT_S = 3.0
+_HEARD_TICKS = 8  # four heartbeats
 _DOUBT_AFTER_S = 1.0
 Listener = Callable[[Outcome], None]
 
@@ -127,6 +128,13 @@ class Replica:
         if node_id not in self.membership.voters:
             return "outsider"
         return str(self.node.role) if node_id == self.node_id else "follower"
+
+    @property
+    def heard(self) -> dict[str, int]:
+        """The other members that this leader has just heard of, and how far the log of each is; {} of a follower."""
+        leadership = self.node.leadership
+        followers = leadership.followers if leadership else {}
+        return {peer: one.match for peer, one in followers.items() if one.heard_tick > self.node.now - _HEARD_TICKS}
 
     def heard_ms(self, tick: int) -> int:
         """How long ago the node's clock was at `tick`."""
@@ -278,14 +286,11 @@ class Replica:
 
     async def hand_over(self) -> None:
         """A leader that stops on purpose leaves no gap: the others need not find out by waiting."""
-        leadership = self.node.leadership
-        if leadership is None or self._driver.is_closed:
-            return
-        heard = {peer: one for peer, one in leadership.followers.items() if one.heard_tick > self.node.now - 8}
+        heard = self.heard
         voters = [voter for voter in self.membership.voters if voter in heard]
-        if voters:
+        if voters and not self._driver.is_closed:
             try:
-                await self.transfer(max(voters, key=lambda voter: heard[voter].match))
+                await self.transfer(max(voters, key=lambda voter: heard[voter]))
             except PistageError as error:
                 log.warning("leadership was not handed over: %s", error)
 

@@ -170,6 +170,7 @@ async def _step_aside(context: Context) -> None:
     """The first thing when a master stops, while it still answers: another leads, and the agents are sent there."""
     await context.replica.hand_over()
     await context.sessions.close(leader=context.leader_elsewhere())
+    await context.peers.hang_up()
 
 
 def _wake_runs(signals: Signals, outcome: Outcome) -> None:

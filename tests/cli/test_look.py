@@ -46,7 +46,9 @@ def test_show_tells_why_a_task_waits_and_cancel_that_it_is_under_way(
     assert capsys.readouterr().err == "demo#1 is being cancelled\n"
 
 
-def test_agents_are_listed_and_drained(pistage: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_agents_are_listed_and_drained(
+    pistage: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pistage("agent", "ls") == 0
     assert "1/8" in capsys.readouterr().out
     assert pistage("agent", "drain", "box") == 0

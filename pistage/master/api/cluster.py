@@ -21,8 +21,6 @@ from pistage.master.api.context import Context
 from pistage.master.api.leading import forward, freshness
 from pistage.master.state import Snapshot
 
-_HEARD_TICKS = 8  # a master that was heard within these is there
-
 
 class _Asked(BaseModel):
     """Which master a request is about."""
@@ -155,15 +153,12 @@ class ClusterRoutes:
     def _successor(self, *, is_leader_removed: bool = False) -> str:
         """The other voter that is there and furthest. `conflict` without one, or too few to be left without us."""
         replica = self._context.replica
-        leadership = replica.node.leadership
         others = [voter for voter in replica.membership.voters if voter != replica.node_id]
-        if leadership is None:
+        if not replica.is_leading:
             raise PistageError(Code.UNAVAILABLE, "this master leads no longer", hint="try again")
         if not others:
             raise PistageError(Code.CONFLICT, "the leader is the only master that votes", hint="add another one first")
-        since = replica.node.now - _HEARD_TICKS
-        there = {peer: one.match for peer, one in leadership.followers.items() if one.heard_tick > since}
-        there = {voter: match for voter, match in there.items() if voter in others}
+        there = {voter: match for voter, match in replica.heard.items() if voter in others}
         if not there or (is_leader_removed and len(there) <= len(others) // 2):
             raise PistageError(
                 Code.CONFLICT,

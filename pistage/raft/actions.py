@@ -88,7 +88,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallSnap:
-    """Fetch a snapshot at `index` or later from `source`; then `SnapInstalled` or `SnapFailed`. Replaces a fetch."""
+    """Fetch a snapshot at `index` or later from `source`; then `SnapInstalled` or `SnapFailed`.
+
+    It takes the place of an earlier one that has not ended: there is another leader.
+    """
 
     source: str
     index: int

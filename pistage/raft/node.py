@@ -70,7 +70,7 @@ class Node:
         self.is_transfer_campaign = False
         self.leadership: Leadership | None = None  # what only a leader knows
         self.forwarded = reads.Forwarded()
-        self.fetching: tuple[str, int] | None = None  # the snapshot that was asked for: from whom, from where
+        self.fetching: str | None = None  # from whom a snapshot was asked for
         self._fatal: a.Fatal | None = None
         self._writes_out: list[a.Action] = []
         self._out: list[a.Action] = []

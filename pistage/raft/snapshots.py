@@ -36,11 +36,15 @@ def offer_again(node: Node, progress: Progress, peer: str) -> None:
 
 
 def on_offer(node: Node, message: m.SnapOffer) -> None:
-    """Fetch it, unless we are past it, or at it already."""
+    """Fetch it, unless we are past it, or fetch one already.
+
+    An offer that is newer because the leader has compacted again is no reason to begin anew: under load a fetch would
+    never end. If the log that follows what we fetch is gone by then, there will be another offer.
+    """
     if node.commit >= message.index:
         node.promise(m.AppendResp(src=node.id, dst=message.src, term=node.term, match_index=node.commit))
-    elif node.fetching != (message.src, message.index):
-        node.fetching = (message.src, message.index)
+    elif node.fetching is None:
+        node.fetching = message.src
         node.emit(InstallSnap(source=message.src, index=message.index))
 
 
@@ -52,7 +56,7 @@ def installed(node: Node, event: e.SnapInstalled) -> None:
     """
     if node.fetching is None:
         return
-    (leader, _), node.fetching = node.fetching, None
+    leader, node.fetching = node.fetching, None
     base = event.base
     if base.index <= node.commit:
         return

@@ -46,6 +46,47 @@ def test_a_follower_behind_the_first_kept_entry_is_offered_a_snapshot_once() -> 
     assert len(asked(group)) == 1
 
 
+def test_a_fetch_is_not_begun_anew_each_time_the_leader_compacts() -> None:
+    group = behind()
+    for turn in range(4):
+        group.propose("a", *map(str, range(5)))
+        group.deliver()
+        group.step("a", raft.Compact(index=20 + 5 * turn))
+        group.tick("a", "b", times=11)
+    assert len({message.index for message in group.sent if isinstance(message, m.SnapOffer)}) > 2
+    assert len(asked(group)) == 1
+
+
+def test_a_membership_that_changed_during_a_fetch_comes_with_it_or_after_it() -> None:
+    group = behind()
+    before = base_of(group, "a")
+    group.conf("a", "remove", "b")
+    group.deliver()
+    group.step("c", raft.SnapInstalled(base=before))
+    assert group["c"].log.config.voters == ("a", "b", "c")
+    group.tick("a", "c", times=4)
+    assert group["c"].log.config.voters == ("a", "c")
+
+    group = behind()
+    group.conf("a", "remove", "b")
+    group.deliver()
+    group.step("c", raft.SnapInstalled(base=base_of(group, "a")))
+    assert group["c"].log.config.voters == ("a", "c")
+    group.deliver()
+    assert group["a"].commit == group["c"].commit
+
+
+def test_one_that_was_removed_during_its_fetch_is_not_heard() -> None:
+    group = behind()
+    base = base_of(group, "a")
+    group.conf("a", "remove", "c")
+    group.deliver()
+    group.step("c", raft.SnapInstalled(base=base))
+    group.deliver()
+    assert group["a"].leadership is not None
+    assert list(group["a"].leadership.followers) == ["b"]
+
+
 def test_a_snapshot_replaces_the_log_in_one_write_and_the_rest_follows() -> None:
     group = behind()
     base = base_of(group, "a")

@@ -94,7 +94,7 @@ class Session:
         turn, wait_s = 0, _BACKOFF_MIN_S
         hint: URL | None = None
         while True:
-            master = hint or self._masters[turn % len(self._masters)]
+            was_named, master = hint is not None, hint or self._masters[turn % len(self._masters)]
             is_denied = False
             try:
                 hint = await self._attend(http, master)
@@ -108,9 +108,12 @@ class Session:
                 turn += 1
             if was_connected:
                 wait_s = _BACKOFF_MIN_S
+            elif hint is not None and not was_named:
+                continue  # who leads is asked at once; but two that name each other do not keep us busy
             # A token that is refused stays refused until somebody changes something.
             await asyncio.sleep((_DENIED_RETRY_S if is_denied else wait_s) * self._random.uniform(0.5, 1.0))
-            wait_s = min(wait_s * 2, _BACKOFF_MAX_S)
+            if turn % len(self._masters) == 0:  # longer only once all were asked: the next one may well lead
+                wait_s = min(wait_s * 2, _BACKOFF_MAX_S)
 
     def _say(self, text: str) -> None:
         """Once for each thing to say: an agent that waits for its master does not fill the disk with it."""

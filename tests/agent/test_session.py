@@ -96,6 +96,26 @@ async def test_a_redirect_is_followed_with_the_credentials(master: FakeMaster, s
     assert (await master.run(task(script("true")))).result.state is State.SUCCEEDED
 
 
+async def test_who_leads_by_the_word_of_another_master_is_asked_at_once(
+    master: FakeMaster, start_agent: StartAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "_BACKOFF_MIN_S", 60.0)
+    monkeypatch.setattr(session_module, "_BACKOFF_MAX_S", 60.0)
+    async with fake_master() as follower:
+        follower.redirect_to = master.url
+        async with asyncio.timeout(10):
+            await start_agent(masters=(follower.url,))
+
+
+async def test_waits_grow_only_once_every_master_was_asked(
+    master: FakeMaster, start_agent: StartAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In a failover most masters refuse: with a wait twice as long after each, 11 of them would take over a minute.
+    monkeypatch.setattr(session_module, "_BACKOFF_MAX_S", 60.0)
+    async with asyncio.timeout(10):
+        await start_agent(masters=(*["http://127.0.0.1:9"] * 11, master.url))
+
+
 async def test_a_token_that_is_not_accepted_is_said_once_and_clearly(
     master: FakeMaster, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -64,12 +64,12 @@ class One:
         """A courier that packs and unpacks as the real one does, and loses what a cut link loses."""
         await asyncio.sleep(0)
         other = self.group.up.get(node_id)
-        if other is None or {self.node_id, node_id} & self.group.away or self.group.up.get(self.node_id) is not self:
+        if other is None or self.group.up.get(self.node_id) is not self or self.group.loses(self, node_id, question):
             raise PistageError(Code.UNAVAILABLE, "it does not answer")
         self.group.asked.append(question)
         _, question = wire.unpack_copy_question(wire.pack_copy_question("g", question))
         answer = wire.pack_copy_answer(await other.copies.answer(question))
-        if {self.node_id, node_id} & self.group.away:
+        if self.group.loses(self, node_id, question):
             raise PistageError(Code.UNAVAILABLE, "the answer was lost")
         return wire.unpack_copy_answer(question, answer)
 
@@ -81,9 +81,15 @@ class Group:
         self.directory, self.names, self.replicas = directory, names, replicas
         self.up: dict[str, One] = {}
         self.away: set[str] = set()
+        self.cut: set[frozenset[str]] = set()
+        self.lost: tuple[type[CopyQuestion], ...] = ()
         self.asked: list[CopyQuestion] = []
         self.term = 0
         self._stacks: dict[str, AsyncExitStack] = {}
+
+    def loses(self, sender: One, receiver: str, question: CopyQuestion) -> bool:
+        ends = frozenset({sender.node_id, receiver})
+        return bool(ends & self.away) or ends in self.cut or isinstance(question, self.lost)
 
     async def start(self, *names: str) -> None:
         for name in names:
@@ -245,6 +251,32 @@ async def test_a_deposed_leader_gets_nothing_acknowledged_and_its_tail_is_cut_of
             await put(old, b" and more", 22)
         old.become(group.term, is_leading=False)
         assert await group.until_alike() == b"hello world"
+
+
+async def test_a_leader_that_has_told_its_successor_what_it_has_acknowledges_no_more(tmp_path: Path) -> None:
+    async with a_group(tmp_path) as group:
+        old = await group.elect("m1")
+        await put(old, b"hello")
+        await group.until_alike()
+        group.cut = {frozenset({"m2", "m3"})}
+        leader = await group.elect("m2", is_old_one_told=False)
+        assert await put(leader, b"") == 5  # as m1 said
+        with pytest.raises(PistageError, match="another master leads, in term 2"):
+            await put(old, b" lost", 5)  # though m3 knows of no term but the first
+
+
+async def test_what_a_new_leader_found_is_not_acknowledged_before_others_have_it_from_this_one(tmp_path: Path) -> None:
+    async with a_group(tmp_path) as group:
+        leader = await group.elect("m1")
+        await put(leader, b"hello")
+        await group.until_alike()
+        group.lost = (wire.Copy,)
+        leader = await group.elect("m2")
+        with pytest.raises(PistageError, match="2 masters must have it"):
+            await put(leader, b"")
+        assert await leader.copies.readable(RUN) == 2  # it may be read
+        group.lost = ()
+        assert await put(leader, b"") == 5
 
 
 async def test_two_tails_that_were_never_acknowledged_end_as_one(tmp_path: Path) -> None:

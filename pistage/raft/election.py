@@ -85,6 +85,7 @@ def on_pre_vote(node: Node, message: m.PreVote) -> None:
     is_granted = (
         message.term + 1 > node.term
         and not _hears_a_leader(node)
+        and node.is_disk_well  # our vote would be no answer: it could not be written
         and node.log.is_not_newer_than(message.last_index, message.last_term)
     )
     for_term = message.term + 1

@@ -216,6 +216,20 @@ def test_a_node_whose_disk_is_full_or_hangs_does_not_campaign() -> None:
         hung.step(raft.Tick())
 
 
+def test_a_node_whose_disk_is_full_or_hangs_encourages_nobody() -> None:
+    """Its grant would make a candidate, and move the term, for a vote that never comes."""
+    full, hung = one("a"), one("a")
+    full.step(raft.DiskFault(fault=raft.Fault.FULL))
+    hung.step(vote("c", 2))
+    for _ in range(12):
+        hung.step(raft.Tick())
+    for node in (full, hung):
+        assert granted(node.step(pre_vote("b", node.term, (9, 9)))) == [False]
+    (seq, term) = (hung.writes.last_seq, hung.term)
+    hung.step(raft.Durable(seq=seq, term=term, last_index=0))
+    assert granted(hung.step(pre_vote("b", hung.term, (9, 9)))) == [True]
+
+
 def test_a_leader_whose_disk_hangs_or_is_full_steps_down_although_it_is_answered() -> None:
     group = Group("a", "b", "c")
     group.elect("a")

@@ -106,6 +106,8 @@ class Log:
 
     def truncate_from(self, index: int) -> None:
         """Forget `index` and all after it; a membership that goes gives its place back to the one before."""
+        if index <= self.base.index:
+            raise ValueError(f"{index} is covered by the state: the log begins after {self.base.index}")
         del self._entries[index - self.base.index - 1 :]
         while self._configs[-1][0] >= index:
             self._configs.pop()

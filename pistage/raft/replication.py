@@ -29,6 +29,8 @@ NO_HINT: Final[_Hint] = {"hint_index": 0, "hint_term": 0}
 
 def propose(node: Node, event: e.Propose) -> None:
     """Append what clients want; many at once cost one write and one message a follower."""
+    if not event.payloads:
+        raise ValueError("a proposal of nothing")
     leadership = node.leadership
     size = sum(map(len, event.payloads))
     if leadership is None:

@@ -256,6 +256,18 @@ def test_a_crash_takes_what_was_not_durable_and_nothing_else() -> None:
     assert group.texts("b") == ["x", "y"]
 
 
+def test_a_proposal_of_nothing_is_a_mistake_of_the_driver() -> None:
+    group = led("a")
+    with pytest.raises(ValueError, match="of nothing"):
+        group["a"].step(raft.Propose(token=1, payloads=()))
+
+
+def test_what_the_state_covers_is_never_truncated() -> None:
+    log = Log(raft.Base(index=5, term=1), [normal(6, 1)])
+    with pytest.raises(ValueError, match="begins after 5"):
+        log.truncate_from(5)
+
+
 def test_a_log_takes_only_what_follows() -> None:
     log = Log(raft.Base())
     for wrong in (normal(2, 1), normal(0, 1)):

@@ -52,6 +52,21 @@ def test_a_leader_without_a_commit_of_its_term_lets_readers_wait() -> None:
     assert [token for token, _ in ready(group, "a")] == [7]
 
 
+def test_a_follower_whose_leader_has_no_commit_of_its_term_waits_with_it() -> None:
+    group = Group("a", "b", "c")
+    group.is_disk_slow["b"] = group.is_disk_slow["c"] = True
+    group.elect_without_commit("a")
+    read(group, "b")
+    group.deliver()
+    assert ready(group, "b") == refused(group, "b") == []
+    group.sync("b")
+    group.sync("c")
+    group.deliver()
+    assert ready(group, "b") == [(7, group["a"].commit)]
+    assert group["a"].leadership is not None
+    assert group["a"].commit >= group["a"].leadership.first_index
+
+
 def test_answers_to_an_older_round_confirm_nothing() -> None:
     group = led("a", "b", "c")
     read(group, "a", 1)

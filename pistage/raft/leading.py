@@ -28,6 +28,11 @@ class Leadership:
         self.uncommitted_bytes = 0
         self.since_tick = tick
 
+    def is_near(self, node: Node, peer: str) -> bool:
+        """Whether this member has answered in this term and lacks only what takes seconds."""
+        progress = self.followers[peer]
+        return progress.match > 0 and progress.match + node.settings.promote_lag_max >= node.log.last_index
+
 
 def begin(node: Node) -> None:
     """Won: say so with an entry of our own term, the only kind that can be committed by counting (§5.4.2, §8)."""
@@ -53,6 +58,7 @@ def tick(node: Node, leadership: Leadership) -> None:
     transfer.tick(node, leadership)
     if node.now % node.settings.heartbeat_ticks == 0:
         beat(node, leadership)
+        transfer.proceed(node, leadership)  # what told the target may be lost
 
 
 def beat(node: Node, leadership: Leadership) -> None:

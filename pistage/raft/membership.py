@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pistage.raft import events as e
-from pistage.raft import leading, replication
+from pistage.raft import leading, replication, transfer
 from pistage.raft.actions import Refusal, Reply
 from pistage.raft.messages import Entry, Kind
 from pistage.raft.progress import Progress
@@ -43,10 +43,8 @@ def _refusal(node: Node, leadership: Leadership, event: e.Conf, after: Config) -
         return Refusal.BUSY
     if leadership.transfer is not None:
         return Refusal.TRANSFERRING
-    if event.change.kind is ChangeKind.PROMOTE:
-        progress = leadership.followers.get(event.change.node_id)
-        if progress is not None and progress.match + node.settings.promote_lag_max < node.log.last_index:
-            return Refusal.BEHIND  # §4.2.1: a voter that is far behind could stop the group from committing
+    if event.change.kind is ChangeKind.PROMOTE and not leadership.is_near(node, event.change.node_id):
+        return Refusal.BEHIND  # §4.2.1: a voter that is far behind could stop the group from committing
     if not leading.is_followed(node, leadership, after):
         # It would be in force at once, could not be committed, and so could not be taken back: of three, one of them
         # dead, the living one is not to be removed (etcd's strict reconfiguration check).
@@ -66,4 +64,6 @@ def follow(node: Node, leadership: Leadership) -> None:
 def on_commit(node: Node) -> None:
     """A leader that is no longer a voter manages the group until that is committed, and not longer (§4.2.2)."""
     if not node.is_voter and node.log.config_index <= node.commit:
+        assert node.leadership is not None
+        transfer.to_the_furthest(node, node.leadership)
         node.become_follower(node.term, None)

@@ -32,10 +32,24 @@ def begin(node: Node, event: e.Transfer) -> None:
         node.refuse(event.token, Refusal.TRANSFERRING)
     elif event.target not in node.log.config.voters or event.target == node.id:
         node.refuse(event.token, Refusal.UNKNOWN)
+    elif not _could_lead_soon(node, leadership, event.target):
+        node.refuse(event.token, Refusal.BEHIND)  # nothing would be proposed until it had caught up, or was given up
     else:
         node.emit(Reply(token=event.token, index=node.log.last_index, term=node.term))
         leadership.transfer = Handover(event.target, node.now + node.settings.election_ticks)
         proceed(node, leadership)
+
+
+def _could_lead_soon(node: Node, leadership: Leadership, target: str) -> bool:
+    is_heard = leadership.followers[target].heard_tick > node.now - node.settings.election_ticks
+    return is_heard and leadership.is_near(node, target)
+
+
+def to_the_furthest(node: Node, leadership: Leadership) -> None:
+    """We may lead no longer: rather than let everybody wait for a timeout, tell the voter that has most."""
+    reached = [(leadership.followers[voter].match, voter) for voter in node.log.config.voters]
+    _, target = max(reached)
+    node.send(m.TimeoutNow(src=node.id, dst=target, term=node.term))
 
 
 def proceed(node: Node, leadership: Leadership) -> None:

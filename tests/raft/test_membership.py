@@ -43,6 +43,18 @@ def test_section_4_2_1_a_learner_that_is_far_behind_is_not_promoted() -> None:
     assert group.conf("a", "promote", "l").refusal is raft.Refusal.BEHIND
 
 
+def test_a_learner_that_never_answered_is_not_promoted_however_short_the_log() -> None:
+    """Of one voter and one that never started it would make two voters, and a group that never commits again."""
+    group = led("a")
+    assert group.conf("a", "add_learner", "d").refusal is None
+    assert group.conf("a", "promote", "d").refusal is raft.Refusal.BEHIND
+    group.join("d")
+    group.tick(times=4)
+    assert group.conf("a", "promote", "d").refusal is None
+    group.deliver()
+    assert group["d"].is_voter
+
+
 def test_learners_do_not_count() -> None:
     group = Group("a", "b", "c", learners=("x", "y", "z"))
     group.elect("a")
@@ -113,8 +125,22 @@ def test_section_4_2_2_a_removed_leader_leads_until_that_is_committed() -> None:
     group.deliver()
     assert group["a"].role is raft.RoleName.FOLLOWER
     assert group["a"].commit == 2
-    group.elect("b")
     assert group["b"].log.config.voters == ("b", "c")
+
+
+def test_a_removed_leader_does_not_let_the_others_wait_for_a_timeout() -> None:
+    group = led("a", "b", "c")
+    group.propose("a", "x")
+    group.cut = {("a", "b")}
+    group.deliver()
+    group.heal()
+    group.conf("a", "remove", "a")
+    group.deliver()  # and no tick
+    (successor,) = [name for name in "bc" if group[name].role is raft.RoleName.LEADER]
+    assert group[successor].term == 2
+    assert group.propose(successor, "y").refusal is None
+    group.deliver()
+    assert group.texts("b") == group.texts("c") == ["x", "y"]
 
 
 def test_section_4_2_2_a_removed_leader_does_not_count_itself() -> None:
@@ -206,6 +232,31 @@ def test_section_3_10_a_transfer_that_does_not_happen_is_given_up() -> None:
     transfer(group, "a", "b")
     group.tick("a", "c", times=11)
     assert group.propose("a", "y").refusal is None
+
+
+def test_a_target_that_is_far_behind_or_silent_holds_nothing_up() -> None:
+    settings = raft.Settings(heartbeat_ticks=2, election_ticks=10, promote_lag_max=5)
+    group = Group("a", "b", "c", settings=settings)
+    group.elect("a")
+    group.isolate("b")
+    group.propose("a", *"abcdefgh")
+    group.deliver()
+    assert transfer(group, "a", "b").refusal is raft.Refusal.BEHIND
+    group.heal()
+    group.isolate("c")
+    group.tick("a", "b", times=11)
+    assert transfer(group, "a", "c").refusal is raft.Refusal.BEHIND
+    assert group.propose("a", "y").refusal is None
+
+
+def test_a_target_that_was_not_told_is_told_again() -> None:
+    group = led("a", "b", "c")
+    group.drop = lambda message: isinstance(message, m.TimeoutNow)
+    transfer(group, "a", "b")
+    group.deliver()
+    group.drop = lambda _: False
+    group.tick("a", times=3)
+    assert group["b"].role is raft.RoleName.LEADER
 
 
 def test_leadership_goes_only_to_another_voter_and_only_from_the_leader() -> None:

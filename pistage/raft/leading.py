@@ -39,7 +39,7 @@ def begin(node: Node) -> None:
     leadership = Leadership(node.log.last_index + 1, node.now)
     node.role, node.leader, node.leadership = RoleName.LEADER, node.id, leadership
     tail = node.log.entries(node.commit + 1, node.log.last_index)
-    leadership.uncommitted_bytes = sum(len(entry.payload) for entry in tail)
+    leadership.uncommitted_bytes = m.weight_of(entry.payload for entry in tail)
     membership.follow(node, leadership)
     replication.append_own(node, leadership, [Entry(index=leadership.first_index, term=node.term, kind=Kind.NOOP)])
     beat(node, leadership)

@@ -5,9 +5,12 @@ Every message names its sender, its receiver and the sender's term; there is no 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, get_args
+
+_ENTRY_BYTES: Final = 128
 
 
 class Kind(StrEnum):
@@ -26,6 +29,11 @@ class Entry:
     term: int
     kind: Kind = Kind.NORMAL
     payload: bytes = b""
+
+
+def weight_of(payloads: Iterable[bytes]) -> int:
+    """About how many bytes entries with these payloads take in memory; an empty one is not free."""
+    return sum(len(payload) + _ENTRY_BYTES for payload in payloads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

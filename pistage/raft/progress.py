@@ -18,10 +18,11 @@ class Progress:
     """`match`: durable there, as it said in this term. `next`: what it is sent next; always above `match`."""
 
     __slots__ = (
+        "_in_flight",
         "differs",
         "feed",
         "heard_tick",
-        "in_flight",
+        "in_flight_bytes",
         "is_paused",
         "match",
         "next",
@@ -35,28 +36,30 @@ class Progress:
         self.match = 0
         self.next = next_index
         self.is_paused = False  # a probe is on its way
-        self.in_flight: deque[int] = deque()  # the last index of each append that is on its way
+        self._in_flight: deque[tuple[int, int]] = deque()  # of each append on its way: its last index, its bytes
+        self.in_flight_bytes = 0
         self.heard_tick = tick
         self.offered_tick = 0
         self.same_at = 0  # where its state was found to be ours, as it said
         self.differs = False  # or not to be
         self.round = 0  # the newest round of reads that it has answered
 
-    def has_room(self, in_flight_max: int) -> bool:
-        """Whether another append may be sent now."""
+    def has_room(self, appends_max: int, bytes_max: int) -> bool:
+        """Whether another append may be sent now; with so much on its way a slow follower only gets slower."""
         match self.feed:
             case Feed.PROBE:
                 return not self.is_paused
             case Feed.STREAM:
-                return len(self.in_flight) < in_flight_max
+                return len(self._in_flight) < appends_max and self.in_flight_bytes < bytes_max
             case Feed.SNAPSHOT:
                 return False
 
-    def sent(self, last_index: int) -> None:
-        """An append with entries through `last_index` left."""
+    def sent(self, last_index: int, size: int) -> None:
+        """An append with entries through `last_index`, of so many bytes, left."""
         if self.feed is Feed.STREAM:
             self.next = last_index + 1
-            self.in_flight.append(last_index)
+            self._in_flight.append((last_index, size))
+            self.in_flight_bytes += size
         else:
             self.is_paused = True
 
@@ -65,8 +68,8 @@ class Progress:
         self.is_paused = False
         self.match = max(self.match, index)
         self.next = max(self.next, self.match + 1)
-        while self.in_flight and self.in_flight[0] <= index:
-            self.in_flight.popleft()
+        while self._in_flight and self._in_flight[0][0] <= index:
+            self.in_flight_bytes -= self._in_flight.popleft()[1]
         if self.feed is not Feed.STREAM and self.match + 1 >= first_index:
             self.feed = Feed.STREAM
             self.next = self.match + 1
@@ -75,11 +78,15 @@ class Progress:
         """The logs do not meet where we thought: try there, never below what is known to match."""
         self.feed = Feed.PROBE
         self.is_paused = False
-        self.in_flight.clear()
+        self._forget_in_flight()
         self.next = max(self.match + 1, index)
 
     def wait_for_snapshot(self, tick: int) -> None:
         """It was offered a snapshot; nothing else helps it."""
         self.feed = Feed.SNAPSHOT
-        self.in_flight.clear()
+        self._forget_in_flight()
         self.offered_tick = tick
+
+    def _forget_in_flight(self) -> None:
+        self._in_flight.clear()
+        self.in_flight_bytes = 0

@@ -32,7 +32,7 @@ def propose(node: Node, event: e.Propose) -> None:
     if not event.payloads:
         raise ValueError("a proposal of nothing")
     leadership = node.leadership
-    size = sum(map(len, event.payloads))
+    size = m.weight_of(event.payloads)
     if leadership is None:
         node.refuse(event.token, Refusal.NOT_LEADER)
     elif leadership.transfer is not None:
@@ -48,7 +48,7 @@ def propose(node: Node, event: e.Propose) -> None:
 
 def append_own(node: Node, leadership: Leadership, entries: list[Entry]) -> None:
     """Into our own log, and to the followers beside our own write (§10.2.1 of the dissertation)."""
-    leadership.uncommitted_bytes += sum(len(entry.payload) for entry in entries)
+    leadership.uncommitted_bytes += m.weight_of(entry.payload for entry in entries)
     node.append(entries)
     if entries[-1].kind is Kind.CONFIG:
         membership.follow(node, leadership)
@@ -66,11 +66,12 @@ def feed(node: Node, progress: Progress, peer: str, *, even_if_empty: bool = Fal
     settings, log = node.settings, node.log
     if progress.feed is not Feed.SNAPSHOT and progress.next <= log.base.index:
         snapshots.offer(node, progress, peer)
-    while progress.has_room(settings.appends_in_flight_max) and progress.next <= log.last_index:
+    room = settings.appends_in_flight_max, settings.in_flight_bytes_max
+    while progress.has_room(*room) and progress.next <= log.last_index:
         last = min(log.last_index, progress.next + settings.append_entries_max - 1)
         entries = log.entries(progress.next, last, settings.append_bytes_max)
         _send_append(node, progress, peer, entries)
-        progress.sent(entries[-1].index)
+        progress.sent(entries[-1].index, sum(len(entry.payload) for entry in entries))
         even_if_empty = False
     if even_if_empty and progress.feed is not Feed.SNAPSHOT:
         _send_append(node, progress, peer, ())
@@ -120,7 +121,7 @@ def advance_commit(node: Node, leadership: Leadership) -> bool:
     if agreed <= node.commit or node.log.term_of(agreed) != node.term:
         return False
     committed = node.log.entries(node.commit + 1, agreed)
-    leadership.uncommitted_bytes -= sum(len(entry.payload) for entry in committed)
+    leadership.uncommitted_bytes -= m.weight_of(entry.payload for entry in committed)
     node.commit_to(agreed)
     reads.on_commit(node, leadership)
     feed_all(node, leadership, even_if_empty=True)

@@ -14,7 +14,8 @@ class Settings:
     append_bytes_max: int = 1 << 20  # one append does not hold the link for long
     append_entries_max: int = 1024
     appends_in_flight_max: int = 64
-    uncommitted_bytes_max: int = 64 << 20  # then proposals are refused: the group cannot keep up
+    in_flight_bytes_max: int = 8 << 20  # of each follower, and one append more: it fills a link of 100 ms and 80 MB/s
+    uncommitted_bytes_max: int = 64 << 20  # in memory; then proposals are refused: the group cannot keep up
     reads_waiting_max: int = 10_000
     promote_lag_max: int = 1024  # entries that a learner may lack and still be promoted: seconds of work, not minutes
     digests_kept: int = 4096  # how far a leader's state may be behind a follower's and still be compared

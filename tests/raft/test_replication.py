@@ -201,6 +201,36 @@ def test_appends_are_pipelined_up_to_a_limit_and_lost_ones_are_found() -> None:
     assert [group.texts(name) for name in "abc"] == [[str(n) for n in range(10)]] * 3
 
 
+def test_what_is_on_its_way_to_a_follower_is_bounded_in_bytes() -> None:
+    settings = raft.Settings(heartbeat_ticks=2, election_ticks=10, append_bytes_max=10, in_flight_bytes_max=25)
+    group = Group("a", "b", "c", settings=settings)
+    group.elect("a")
+    group.tick(times=2)
+    for _ in range(8):
+        group.propose("a", "x" * 10)
+    to_b = [message for message in group.wire if isinstance(message, m.Append) and message.dst == "b"]
+    assert len(to_b) == 3
+    assert group["a"].leadership is not None
+    assert group["a"].leadership.followers["b"].in_flight_bytes == 30
+    group.deliver()
+    assert len(group.texts("b")) == 8
+    assert group["a"].leadership.followers["b"].in_flight_bytes == 0
+
+
+def test_entries_without_a_payload_are_not_free() -> None:
+    settings = raft.Settings(heartbeat_ticks=2, election_ticks=10, uncommitted_bytes_max=10_000)
+    group = Group("a", "b", "c", settings=settings)
+    group.elect("a")
+    group.isolate("a")
+    refusals = [group.propose("a", *[""] * 10).refusal for _ in range(20)]
+    assert refusals[0] is None
+    assert refusals[-1] is raft.Refusal.OVERLOADED
+    assert group["a"].leadership is not None
+    group.heal()
+    group.tick(times=4)
+    assert group["a"].leadership.uncommitted_bytes == 0
+
+
 def test_an_append_is_bounded_in_bytes_and_in_entries() -> None:
     settings = raft.Settings(heartbeat_ticks=2, election_ticks=10, append_bytes_max=10, append_entries_max=3)
     group = Group("a", "b", "c", settings=settings)

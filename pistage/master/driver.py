@@ -184,9 +184,10 @@ class Driver:
 
     async def _tick(self) -> None:
         worst_s, forget_at = 0.0, 0.0
+        due = time.monotonic()
         while True:
-            due = time.monotonic() + self._pace.tick_s
-            await asyncio.sleep(self._pace.tick_s)
+            due = max(due, time.monotonic() - self._pace.tick_s) + self._pace.tick_s  # what was missed stays missed
+            await asyncio.sleep(due - time.monotonic())
             late_s = time.monotonic() - due
             if late_s > _LATE_TICKS * self._pace.tick_s:
                 log.warning("the loop was late by %.2f s", late_s)

@@ -100,6 +100,7 @@ class Driver:
         self._pace, self._entries_kept = pace, entries_kept
         self._writes: deque[raft.Persist] = deque()
         self._writing = 0  # how many of them are with the log's thread
+        self._when_written: list[Callable[[], None]] = []
         self._held: deque[raft.Send] = deque()
         self._applies: deque[raft.Entry] = deque()
         self._is_applying = self._is_installing = False
@@ -248,6 +249,7 @@ class Driver:
                     self._wants.set()
                 case raft.Role(role=role, term=term, leader=leader):
                     log.info("role=%s term=%d leader=%s", role, term, leader)
+                    self._let_gathered_go()
                     self._observer.role_changed()
                 case raft.Fatal(reason=reason):
                     log.critical("this master stops: %s", reason)
@@ -256,6 +258,17 @@ class Driver:
                     assert_never(action)
         self._write_next()
         self._apply_next()
+
+    def when_written(self, call: Callable[[], None]) -> None:
+        """Call it soon; while this master leads, not before the log's thread is free: more gathers meanwhile."""
+        self._when_written.append(call)
+        if not self._writing or self.node.leadership is None:
+            self._let_gathered_go()
+
+    def _let_gathered_go(self) -> None:
+        calls, self._when_written = self._when_written, []
+        for call in calls:
+            asyncio.get_running_loop().call_soon(call)
 
     # --- the log -------------------------------------------------------------------------------------------------
 
@@ -269,6 +282,7 @@ class Driver:
 
     def _written(self, batch: Sequence[raft.Persist], error: BaseException | None) -> None:
         self._writing = 0
+        self._let_gathered_go()
         if isinstance(error, PistageError):
             # The same write is tried again: the log in memory holds it, and another must not take its place.
             if not self.node.writes.is_disk_full:

@@ -222,7 +222,7 @@ class Replica:
         # When it is answered, not when its proposer goes away: until then it waits in the queue.
         proposal.answer.add_done_callback(lambda _: self._make_room(len(payload)))
         if not self._proposals:
-            asyncio.get_running_loop().call_soon(self._propose_waiting)
+            self._driver.when_written(self._propose_waiting)
         self._proposals.append(proposal)
         try:
             async with asyncio.timeout(OUTCOME_WAIT_S):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from pistage import raft
 from pistage.core import commands as c
 from pistage.errors import Code, PistageError
-from pistage.master.driver import Pace
+from pistage.master.driver import Driver, Pace
 from pistage.master.replica import Replica
 from pistage.master.snapshots import copy_state
 from pistage.master.store import DurableLog, Identity
@@ -247,3 +248,29 @@ async def test_many_proposals_share_a_sync(tmp_path: Path, monkeypatch: pytest.M
             for n in range(300):
                 tasks.create_task(leader.propose(a_run(f"r{n:03}")))
         assert syncs < 60
+
+
+async def test_proposals_that_come_during_a_write_are_one_message_to_each_follower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposed = 0
+    write, step = DurableLog.write, Driver.step
+
+    def slow(store: DurableLog, writes: object) -> None:
+        time.sleep(0.02)
+        write(store, writes)  # type: ignore[arg-type]
+
+    def counted(driver: Driver, event: raft.Event) -> None:
+        nonlocal proposed
+        proposed += isinstance(event, raft.Propose)
+        step(driver, event)
+
+    async with a_group(tmp_path) as group:
+        leader = await group.leader()
+        monkeypatch.setattr(DurableLog, "write", slow)
+        monkeypatch.setattr(Driver, "step", counted)
+        async with asyncio.TaskGroup() as tasks:
+            for n in range(100):
+                tasks.create_task(leader.propose(a_run(f"r{n:03}")))
+                await asyncio.sleep(0)  # one at a time
+        assert proposed < 50

@@ -167,7 +167,7 @@ class Members:
             members = self._replica.membership.members
             if hello.node_id in members:
                 return
-            replaced = [one for one in members if one in self.registered and self.registered[one].url == hello.url]
+            replaced = [one for one in members if self._url_of(one) == hello.url]
             self._refuse_unfit(hello, replaced)
             for node_id in replaced:
                 await self.remove(node_id)
@@ -200,14 +200,19 @@ class Members:
         self._peers.forget(frozenset(self._replica.membership.members))
         log.info("master=%s was taken out", node_id)
 
+    def _url_of(self, node_id: str) -> str | None:
+        """Where a member is reached: as registered, or before that as it said to us itself."""
+        if node_id == self._replica.node_id:
+            return self._peers.hello().url
+        return self.registered[node_id].url if node_id in self.registered else self._peers.url_of(node_id)
+
     def resolve(self, reference: str) -> str:
         """The node id that an id, a unique prefix of one, or a URL means; `not_found` or `conflict` otherwise."""
         members = self._replica.membership.members
         found = [
             node_id
             for node_id in members
-            if node_id.startswith(reference.lower())
-            or (node_id in self.registered and self.registered[node_id].url == reference.rstrip("/"))
+            if node_id.startswith(reference.lower()) or self._url_of(node_id) == reference.rstrip("/")
         ]
         if reference in found:
             return reference

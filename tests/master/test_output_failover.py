@@ -32,7 +32,7 @@ class Masters:
     def __init__(self, directory: Path, session: aiohttp.ClientSession) -> None:
         self.urls = [f"http://127.0.0.1:{port}" for port in free_ports(3)]
         self.up: dict[str, Master] = {}
-        self._directory, self._session = directory, session
+        self._directory, self.session = directory, session
         self._stops = {url: asyncio.Event() for url in self.urls}
         self._ended = {url: asyncio.Event() for url in self.urls}
         self.all_up = asyncio.Barrier(len(self.urls) + 1)
@@ -59,11 +59,11 @@ class Masters:
             while True:
                 told = [await self._leader_known_at(url) for url in self.up]
                 if told and None not in told and len(set(told)) == 1 and told[0] != other_than:
-                    return Api(self._session, str(told[0]))
+                    return Api(self.session, str(told[0]))
                 await asyncio.sleep(0.05)
 
     async def _leader_known_at(self, url: str) -> str | None:
-        _, cluster = await Api(self._session, url).call("GET", "/api/v1/cluster")
+        _, cluster = await Api(self.session, url).call("GET", "/api/v1/cluster")
         return next((one["url"] for one in cluster["masters"] if one.get("role") == "leader"), None)
 
 
@@ -93,6 +93,30 @@ async def say(agent: FakeAgent, assign: wire.Assign, whole: bytes, start: int) -
 
 
 @pytest.mark.slow
+async def test_who_reads_through_another_master_is_cut_off_when_the_leader_stops_and_reads_on_at_the_next(
+    tmp_path: Path,
+) -> None:
+    async with three_masters(tmp_path) as masters:
+        first = await masters.leader()
+        beside = next(url for url in masters.urls if url != first.url)
+        async with an_agent(first) as (agent, _):
+            run = await first.submit()
+            assign = await agent.receive(wire.Assign)
+            await agent.accept(assign)
+            assert (await agent.print(assign, b"hello")).length == 5
+            url = f"{beside}/api/v1/runs/{run['id']}/logs?follow=1"
+            async with masters.session.get(url) as response:
+                assert await response.content.readexactly(5) == b"hello"
+                await masters.stop(first.url)
+                with pytest.raises(aiohttp.ClientPayloadError):  # an end that is one would say that this was all
+                    await response.content.read()
+        second = await masters.leader(other_than=first.url)
+        async with an_agent(second, agent.id) as (again, _), masters.session.get(url + "&offset=5") as response:
+            assert (await again.print(assign, b" world", 5)).length == 11
+            assert await response.content.readexactly(6) == b" world"
+
+
+@pytest.mark.slow
 async def test_output_goes_on_with_the_next_leader_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     whole = random.Random(1).randbytes(280_000)
     async with three_masters(tmp_path) as masters:
@@ -113,6 +137,6 @@ async def test_output_goes_on_with_the_next_leader_and_nothing_acknowledged_is_l
             await again.finish(assign, length=len(whole))
         assert (await second.ended(run["id"]))["state"] == "succeeded"
         for url in masters.up:
-            async with masters._session.get(f"{url}/api/v1/runs/{run['id']}/logs") as response:
+            async with masters.session.get(f"{url}/api/v1/runs/{run['id']}/logs") as response:
                 assert response.status == 200
                 assert hashlib.sha256(await response.read()).digest() == hashlib.sha256(whole).digest()

@@ -10,7 +10,7 @@ from pistage.cli import output
 from pistage.client import Client
 from pistage.errors import Code, PistageError
 
-_PATIENCE_S: Final = 2.0  # for one master of several: one that does not answer is part of the picture
+_PATIENCE_S: Final = 3.0  # for one master of several: one that does not answer is part of the picture
 _ID_CHARS: Final = 8
 Cluster = dict[str, Any]
 
@@ -22,7 +22,7 @@ async def fetch_picture(client: Client) -> Cluster:
     """The group as its leader sees it, or whoever answers where there is none; with each master's own words."""
     first = await client.fetch_cluster()
     urls = {master["id"]: master["url"] for master in first["masters"] if master.get("url")}
-    said = await asyncio.gather(*(_asked(client.at(url, patience_s=_PATIENCE_S)) for url in urls.values()))
+    said = await asyncio.gather(*(_asked(client.at(url)) for url in urls.values()))
     answers = dict(zip(urls, said, strict=True))
     leader = answers.get(first["leader"] or "")
     view = leader if isinstance(leader, dict) and leader["node"] == leader["leader"] else first
@@ -124,7 +124,7 @@ def _disk(master: Mapping[str, Any]) -> str:
 async def _asked(client: Client) -> Cluster | PistageError:
     """What the only master of this client says of the cluster, or why it does not."""
     try:
-        async with asyncio.timeout(2 * _PATIENCE_S), client:
+        async with asyncio.timeout(_PATIENCE_S), client:
             return await client.fetch_cluster()
     except PistageError as error:
         return error
@@ -133,7 +133,7 @@ async def _asked(client: Client) -> Cluster | PistageError:
 
 
 async def _asked_at(urls: Sequence[str], token: str | None) -> dict[str, Cluster | PistageError]:
-    clients = [Client((url,), token, first_patience_s=_PATIENCE_S, patience_s=_PATIENCE_S) for url in urls]
+    clients = [Client((url,), token, first_patience_s=0.0, patience_s=0.0) for url in urls]
     return dict(zip(urls, await asyncio.gather(*map(_asked, clients)), strict=True))
 
 

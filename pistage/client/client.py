@@ -162,9 +162,9 @@ class Client:
         request = Request(method="GET", path=f"{_API}/cluster/snapshot", parameters=parameters)
         return await backup.save_snapshot(self._transport, request, path)
 
-    def at(self, server: str, *, patience_s: float) -> Client:
-        """A client with the same token for one server alone, that gives up soon."""
-        return Client((server,), self._token, first_patience_s=patience_s, patience_s=patience_s)
+    def at(self, server: str) -> Client:
+        """A client with the same token for this server alone, that asks no second time."""
+        return Client((server,), self._token, first_patience_s=0.0, patience_s=0.0)
 
     # --- below ---------------------------------------------------------------------------------------------
 

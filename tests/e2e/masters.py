@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from pistage import wire
 from tests.e2e.processes import TOKEN, Processes, free_port, until
 from tests.master.fakes import HELLO_YAML
 
@@ -37,6 +38,11 @@ class Masters(Processes):
 
     def serve(self, name: str, *more: str, peers: str | None = None) -> None:
         self._start(name, "serve", "--role", "master", *self.flags(name, peers), *more)
+
+    def stop_all(self) -> None:
+        """At once: a leader that is stopped with all the others would look for a successor among them."""
+        for name in list(self.running):
+            self.kill(name)
 
     def data(self, name: str) -> Path:
         return self.directory / name
@@ -82,20 +88,28 @@ class Asking:
         async def agreed() -> str | None:
             said = [await self.cluster(name) for name in self.masters.running]
             leaders = {one["leader_url"] if one else None for one in said}
-            names = [name for name, url in self.masters.urls.items() if {url} == leaders]
+            names = [name for name in self.masters.running if {self.masters.urls[name]} == leaders]
             return names[0] if names else None
 
         return str(await until(agreed))
 
     async def submit(self, count: int, *names: str) -> None:
-        """Runs, one after the other, each at the next of these masters; every one must be acknowledged."""
+        """Runs, one after the other, each at the next of these masters; every one is acknowledged in the end."""
         names = names or tuple(self.masters.running)
         for n in range(count):
             url = self.masters.urls[names[n % len(names)]] + "/api/v1/runs"
-            async with self.session.post(url, data=HELLO_YAML.encode()) as response:
+            self.submitted.add(await self._submitted(url, {"Idempotency-Key": wire.new_id()}))
+
+    async def _submitted(self, url: str, headers: dict[str, str]) -> str:
+        """As a client does: 503 means to ask again."""
+
+        async def asked() -> str | None:
+            async with self.session.post(url, data=HELLO_YAML.encode(), headers=headers) as response:
                 run = await response.json()
-                assert response.status == 201, run
-                self.submitted.add(run["id"])
+                assert response.status in {200, 201, 503}, run
+                return None if response.status == 503 else str(run["id"])
+
+        return str(await until(asked, 10.0))
 
     @asynccontextmanager
     async def steady_load(self, *names: str) -> AsyncIterator[None]:

@@ -31,7 +31,7 @@ def state_of(data: Path) -> Path:
     return next(data.glob("state/*/state.db"))
 
 
-#: What is done to the directory of a stopped master, and what it names then.
+#: What is done to the directory of a master that was stopped, or killed, and what it names then.
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a byte of raft.db": (lambda data: flip(data / "raft.db"), "raft.db is damaged"),
     "a byte of state.db": (lambda data: flip(state_of(data)), "state.db is damaged"),
@@ -40,6 +40,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "the state": (lambda data: shutil.rmtree(data / "state"), "state.db is gone"),
     "raft.db": (lambda data: (data / "raft.db").unlink(), "raft.db is damaged: it is gone"),
     "everything": (shutil.rmtree, "belongs to a group already"),
+    "a byte of raft.db-wal": (lambda data: flip(data / "raft.db-wal"), "raft.db is damaged: its last "),
+    "raft.db-wal": (lambda data: (data / "raft.db-wal").unlink(), "raft.db is damaged: its last "),
 }
 
 
@@ -70,7 +72,10 @@ async def test_a_damaged_master_says_so_and_comes_back_by_one_command(group: Mas
         await ask.submit(20)
         name = group.founders[list(DAMAGES).index(damage) % 3]  # each in turn, whether it leads or not
         others = [one for one in group.founders if one != name]
-        assert group.stop(name) == 0
+        if "wal" in damage:
+            group.kill(name)
+        else:
+            assert group.stop(name) == 0
         spoil(group.data(name))
         async with ask.steady_load(*others):
             said = await group.refused(name)
@@ -79,3 +84,18 @@ async def test_a_damaged_master_says_so_and_comes_back_by_one_command(group: Mas
             assert "pistage cluster join" in said
             await comes_back(group, ask, name)
         await ask.all_is_there()
+
+
+async def test_the_end_of_the_write_ahead_log_of_the_state_may_be_lost(group: Masters) -> None:
+    """As a loss of power does it: the state is an older one then, and raft.db brings it up again."""
+    async with asking(group) as ask:
+        for spoil in (flip, halve, Path.unlink):
+            await ask.settled(3)
+            await ask.submit(20)
+            name = await ask.leader()
+            group.kill(name)
+            wal = state_of(group.data(name)).with_name("state.db-wal")
+            assert wal.stat().st_size > 0
+            spoil(wal)
+            group.serve(name)
+            await ask.all_is_there()

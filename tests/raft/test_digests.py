@@ -79,6 +79,22 @@ def test_a_follower_whose_leader_has_stopped_does_not_stop_as_well() -> None:
     assert node.digests.differs_at is None
 
 
+def test_a_difference_is_forgotten_with_the_state_that_a_snapshot_replaces() -> None:
+    node = differing()
+    node.step(raft.Recv(message=m.SnapOffer(src="b", dst="a", term=2, index=9)))
+    node.step(raft.SnapInstalled(base=raft.Base(index=9, term=2), digest=b"nine"))
+    assert not is_different(node)
+    assert fatal(node.step(beat(9, b"nine", same_at=9))) is None
+    assert node.digests.same_at == 9
+    assert node.digests.at(3) == b""
+
+
+def test_the_state_that_a_node_starts_with_is_compared_before_anything_is_applied() -> None:
+    node = one("a", term=2, log=[1, 1], applied=2, digest=b"ours")
+    node.step(beat(2, b"theirs"))
+    assert is_different(node)
+
+
 def test_what_a_follower_is_shown_before_it_gets_there_is_compared_when_it_does() -> None:
     node = follower(9)
     node.step(raft.Applied(index=3, digests=(b"1", b"2", b"3")))

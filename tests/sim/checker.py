@@ -150,8 +150,8 @@ class Checker:
 
     def fatal(self, host: Host, fatal: raft.Fatal) -> None:
         if "differs" in fatal.reason and self.rotten:
-            if fatal.is_state_damaged and host.name not in self.rotten:
-                raise Violation("I5", f"{host.name} is called damaged, and {self.rotten} are: {fatal.reason}")
+            if fatal.is_state_damaged and not host.machine.is_rotten:
+                raise Violation("I5", f"{host.name} is called damaged, and is not (any more): {fatal.reason}")
             self.world.count("rot found")
             return
         for words, invariant in (("two leaders", "I1"), ("lost entries", "I7"), ("differs", "I5")):

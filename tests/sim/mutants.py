@@ -389,11 +389,6 @@ MUTANTS = (
         "a follower stops because of a damaged leader",
         ("replication", "    if same_at >= index:", "    if True:"),
     ),
-    _core(
-        "difference-outlives-its-state",
-        "a state is given up for what a snapshot has replaced",
-        ("digests", "        self._ours = {index: digest}\n        self.differs_at = None\n", "        pass\n"),
-    ),
     # --- the state machine --------------------------------------------------------------------------------------------
     _state(
         "two-live-attempts",

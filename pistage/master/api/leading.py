@@ -15,6 +15,7 @@ from pistage.core import limits
 from pistage.errors import Code, PistageError
 from pistage.master.api import http
 from pistage.master.api.context import Context
+from pistage.master.owning import running
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ APPLIED: Final = "Pistage-Applied-Index"
 AGE: Final = "Pistage-Leader-Contact-Ms"
 _LEADER_WAIT_S = 4.0  # an election takes about one; a request that comes in the middle of it is worth keeping
 _ANSWER_S = 60.0
+_ASK_AGAIN_S = 0.05
+_LAST_WORD_S = 0.5  # what was done under the leader before is known by then, to it or to nobody
+_SILENT: Final = (aiohttp.ClientConnectionError, TimeoutError)
 #: What belongs to one connection (RFC 9110, section 7.6.1), or is set anew.
 _OF_THE_CONNECTION: Final = frozenset(
     {"connection", "content-encoding", "content-length", "date", "host", "keep-alive", "server", "te", "trailer",
@@ -47,7 +51,7 @@ def at_the_leader(context: Context, handler: Handler) -> Handler:
         if FORWARDED in request.headers:
             raise no_leader("leadership moves just now")
         body = await http.read_body(request, bytes_max=limits.REQUEST_BODY_BYTES_MAX)
-        return await forward(context, request, url, body)
+        return await _forward_to_the_leader(context, request, url, body)
 
     answer.__doc__ = handler.__doc__
     return answer
@@ -145,35 +149,66 @@ async def _reach(context: Context, index: int) -> None:
         ) from None
 
 
+async def _forward_to_the_leader(context: Context, request: web.Request, url: str, body: bytes) -> web.StreamResponse:
+    """Passed on once; where nobody could be reached at all, to the next leader, which may be this master."""
+    until = time.monotonic() + _LEADER_WAIT_S
+    while True:
+        try:
+            async with running(_raise_once_deposed(context, url)):
+                answer = await _ask(context, request, url, body)
+            return await _pass_back(request, answer, url)
+        except aiohttp.ClientConnectorError as error:
+            if time.monotonic() > until:
+                raise _silent(url, error) from None
+        except _SILENT as error:
+            raise _silent(url, error) from None
+        await asyncio.sleep(_ASK_AGAIN_S)
+        url = await leader_url(context) or context.peers.hello().url
+
+
+async def _raise_once_deposed(context: Context, url: str) -> None:
+    """A leader that stands still answers nothing, and it may be long until it does: ask its successor instead."""
+    replica = context.replica
+    while True:
+        while context.url_of(replica.leader) == url:
+            await replica.role_change()
+        await asyncio.sleep(_LAST_WORD_S)
+        if context.url_of(replica.leader) != url:
+            raise no_leader(f"the leader at {url} was deposed before it answered")
+
+
 async def forward(context: Context, request: web.Request, url: str, body: bytes) -> web.StreamResponse:
     """The answer of the master at `url` to this request."""
+    try:
+        return await _pass_back(request, await _ask(context, request, url, body), url)
+    except _SILENT as error:
+        raise _silent(url, error) from None
+
+
+def _silent(url: str, error: Exception) -> PistageError:
+    log.info("the leader at %s does not answer: %s", url, error or type(error).__name__)
+    return no_leader(f"the leader at {url} does not answer")
+
+
+async def _ask(context: Context, request: web.Request, url: str, body: bytes) -> aiohttp.ClientResponse:
     headers = {key: value for key, value in request.headers.items() if key.lower() not in _OF_THE_CONNECTION}
     headers[FORWARDED] = context.replica.node_id
-    try:
-        async with context.peers.http.request(
-            request.method,
-            url + request.path_qs,
-            headers=headers,
-            data=body or None,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=1.0, sock_read=_ANSWER_S),
-        ) as answer:
-            return await _pass_back(request, answer, url)
-    except (aiohttp.ClientConnectionError, TimeoutError) as error:
-        log.info("the leader at %s does not answer: %s", url, error or type(error).__name__)
-        raise no_leader(f"the leader at {url} does not answer") from None
+    return await context.peers.http.request(
+        request.method,
+        url + request.path_qs,
+        headers=headers,
+        data=body or None,
+        allow_redirects=False,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=1.0, sock_read=_ANSWER_S),
+    )
 
 
 async def _pass_back(request: web.Request, answer: aiohttp.ClientResponse, url: str) -> web.StreamResponse:
     kept = {key: value for key, value in answer.headers.items() if key.lower() not in _OF_THE_CONNECTION}
     response = web.StreamResponse(status=answer.status, headers=kept | {LEADER: url})
-    await response.prepare(request)
-    try:
+    async with answer:
+        await response.prepare(request)
         async for piece in answer.content.iter_any():
             await response.write(piece)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        # It has begun, and an error would read as more of it: broken off, the client sees that there is more.
-        request.protocol.force_close()
-        raise ConnectionError(f"the leader at {url} broke off: {error or type(error).__name__}") from None
-    await response.write_eof()
+        await response.write_eof()
     return response

@@ -37,8 +37,9 @@ log = logging.getLogger(__name__)
 _PATH = "/agent/v1/session"
 _BACKOFF_MIN_S = 0.1
 _BACKOFF_MAX_S = 5.0
-_DIAL_TIMEOUT_S = 10.0
-_WELCOME_TIMEOUT_S = 30.0  # the master answers once the agent's coming is committed
+_DIAL_TIMEOUT_S = 5.0  # a master waits for the end of an election before it answers
+_WELCOME_TIMEOUT_S = 10.0  # the master answers once the agent's coming is committed
+_BEATS_MISSED_MAX = 3  # so many heartbeats without a word from the master: another one may lead
 _DENIED_RETRY_S = 30.0
 
 _LINK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, PistageError)
@@ -155,7 +156,8 @@ class Session:
         log.info("master=%s epoch=%d connected", master, welcome.epoch)
         await self._owner.welcomed(welcome)
         heart = _Heart(welcome.heartbeat_s)
-        jobs: list[Awaitable[URL | None]] = [self._read(socket, master, welcome.lease_s, heart)]
+        silence_s = min(welcome.lease_s, _BEATS_MISSED_MAX * welcome.heartbeat_s)
+        jobs: list[Awaitable[URL | None]] = [self._read(socket, master, silence_s, heart)]
         jobs += [_forever(job) for job in (heart.beat(send), *self._owner.pumps(send))]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_ending(job)) for job in jobs]
@@ -169,11 +171,11 @@ class Session:
         return ending
 
     async def _read(
-        self, socket: aiohttp.ClientWebSocketResponse, master: URL, lease_s: float, heart: _Heart
+        self, socket: aiohttp.ClientWebSocketResponse, master: URL, silence_s: float, heart: _Heart
     ) -> URL | None:
-        """Until the master closes, or says nothing at all for a whole lease."""
+        """Until the master closes, or says nothing at all for `silence_s`."""
         while True:
-            async with asyncio.timeout(lease_s):
+            async with asyncio.timeout(silence_s):
                 frame = await socket.receive()
             if frame.type is not aiohttp.WSMsgType.BINARY:
                 return None

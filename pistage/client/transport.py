@@ -30,6 +30,7 @@ PATIENCE_S: Final = 60.0
 SILENCE_S: Final = 45.0
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 2.0
 _CONNECT_S, _ANSWER_S = 5.0, 30.0
+_OTHERS_AFTER_S = 8.0  # of silence: a master that stands still is not waited for where there are others
 _TELL_AGAIN_S = 5.0
 _REDIRECTS_MAX = 5
 _RETRIED = frozenset({429, 502, 503, 504})
@@ -119,7 +120,8 @@ class Transport:
         patience = self.patience()
         while True:
             try:
-                async with self.open(request, patience=patience, silence_s=_ANSWER_S) as response:
+                silence_s = _ANSWER_S if len(self._servers) == 1 else _OTHERS_AFTER_S
+                async with self.open(request, patience=patience, silence_s=silence_s) as response:
                     return await response.text(encoding="utf-8")
             except BROKEN as error:  # cut between the header and the end of the body
                 self._rotate()
@@ -150,8 +152,9 @@ class Transport:
             response.close()
 
     async def _answered(self, request: Request, patience: Patience, silence_s: float) -> aiohttp.ClientResponse:
+        tries = 0
         while True:
-            asked_s = 0.0
+            asked_s, tries = 0.0, tries + 1
             try:
                 response = await self._send(request, silence_s)
             except BROKEN as error:
@@ -167,7 +170,8 @@ class Transport:
                 raise failure
             if not self._prefer(failure.details.get("leader")):
                 self._rotate()
-            await patience.pause(asked_s)
+            # How long one of them wants to be left alone is no reason to wait for another.
+            await patience.pause(asked_s if tries % len(self._servers) == 0 else 0.0)
 
     async def _send(self, request: Request, silence_s: float) -> aiohttp.ClientResponse:
         """Ask the preferred master, and those it points to."""

@@ -130,7 +130,7 @@ class Load:
         """Seconds from the question to the answer, sorted."""
         return sorted(one.answered_at - one.asked_at for one in self.submissions if one.answered_at is not None)
 
-    def longest_gap(self) -> float:
-        """The longest time without any acknowledgement while some were waited for."""
+    def longest_gap(self) -> tuple[float, float]:
+        """The longest time without any acknowledgement, in seconds, and when it began."""
         answers = sorted(one.answered_at for one in self.submissions if one.answered_at is not None)
-        return max((after - before for before, after in itertools.pairwise(answers)), default=0.0)
+        return max(((after - before, before) for before, after in itertools.pairwise(answers)), default=(0.0, 0.0))

@@ -47,13 +47,15 @@ class Report:
         waits = self.load.waits()
         at = {name: f"{1000 * waits[int(share * (len(waits) - 1))]:.0f}" for name, share in _QUANTILES} if waits else {}
         quantiles = ", ".join(f"{name} {value}" for name, value in at.items())
+        gap_s, gap_at = self.load.longest_gap()
+        gap_at -= self.watch.timeline.begun
         tries = sum(self.load.tries.reasons.values())
         return [
             f"faults        {', '.join(f'{name} {n}' for name, n in sorted(self.counts.items())) or 'none'}",
             f"submissions   {len(self.load.submissions)}, acknowledged {len(self.load.acknowledged)},"
             f" given up {len(self.load.refused)}",
             *(f"given up      {one.key}: {one.refusal}" for one in self.load.refused[:3]),
-            f"answers       {quantiles} ms; longest gap {self.load.longest_gap():.2f} s",
+            f"answers       {quantiles} ms; longest gap {gap_s:.2f} s, from {gap_at:.2f} s on",
             f"tried in vain {tries}: {self._reasons()}",
             f"runs          {self.findings.runs}, executions {self.findings.executions},"
             f" attempts {dict(self.findings.attempts)}; longest wait for any start {self.findings.idle_s:.1f} s",

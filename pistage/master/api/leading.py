@@ -208,7 +208,12 @@ async def _pass_back(request: web.Request, answer: aiohttp.ClientResponse, url: 
     response = web.StreamResponse(status=answer.status, headers=kept | {LEADER: url})
     async with answer:
         await response.prepare(request)
-        async for piece in answer.content.iter_any():
-            await response.write(piece)
+        try:
+            async for piece in answer.content.iter_any():
+                await response.write(piece)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            # It has begun, and an error would read as more of it: broken off, the client sees that there is more.
+            request.protocol.force_close()
+            raise ConnectionError(f"the leader at {url} broke off: {error or type(error).__name__}") from None
         await response.write_eof()
     return response

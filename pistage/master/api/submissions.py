@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +26,9 @@ from pistage.predefined import predefined_actions
 T = TypeVar("T")
 
 _PLANNING_AT_ONCE = 2  # planning is our own CPU time, at most a fraction of a second each
+_SMALL_BYTES = 16 * limits.KIB  # of a document: read in a few milliseconds, but for templates that make much of it
+_TOGETHER_MAX = 32
+_MOMENT_S = 0.005  # then those that are done are answered, and the others wait anew
 
 
 class _Envelope(BaseModel):
@@ -81,7 +86,8 @@ class Planner:
 
     def __init__(self, state_path: Callable[[], Path]) -> None:
         self._state_path = state_path  # moves when another master's snapshot is taken over
-        self._gate = asyncio.Semaphore(_PLANNING_AT_ONCE)
+        self._waiting: deque[_Job] = deque()
+        self._at_work = 0
 
     async def plan(self, submission: Submission, project: str) -> tuple[Planned, str]:
         """The plan and the text it was made from; PistageError `invalid` with every finding."""
@@ -93,7 +99,7 @@ class Planner:
             )
             return planned, text.decode() if isinstance(text, bytes) else text
 
-        return await self._with_actions(project, work)
+        return await self._with_actions(project, work, size=len(submission.text))
 
     async def plan_batch(self, body: bytes, project: str) -> Batch:
         """The plans of many runs of one text; PistageError names the first run that is wrong, or the limit."""
@@ -102,21 +108,37 @@ class Planner:
             asked = parse_batch(body)
             return plan_batch(_text_of(Submission(asked.text, asked.action), actions), asked.runs, actions)
 
-        return await self._with_actions(project, work)
+        return await self._with_actions(project, work, size=limits.REQUEST_BODY_BYTES_MAX)
 
     async def lint(self, submission: Submission, project: str) -> Lint:
         """What is wrong with the definition, as far as can be said without its parameters."""
-        return await self._with_actions(project, lambda actions: lint(_text_of(submission, actions), actions=actions))
+        return await self._with_actions(
+            project, lambda actions: lint(_text_of(submission, actions), actions=actions), size=len(submission.text)
+        )
 
     async def find_action(self, name: str, project: str) -> ActionText:
         """The newest text of a registered action, else the predefined one; `not_found` otherwise."""
         return await self._with_actions(project, lambda actions: _action_named(name, actions))
 
-    async def _with_actions(self, project: str, work: Callable[[Actions], T]) -> T:
-        async with self._gate:
-            return await asyncio.to_thread(self._look_up_and, project, work)
+    async def _with_actions(self, project: str, work: Callable[[Actions], T], *, size: int = 0) -> T:
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Job(project, work, answer, size <= _SMALL_BYTES))
+        self._begin()
+        return await answer
 
-    def _look_up_and(self, project: str, work: Callable[[Actions], T]) -> T:
+    def _begin(self) -> None:
+        """Small documents go together: one hop to a thread, and what comes of them meets in one write of the log."""
+        while self._waiting and self._at_work < _PLANNING_AT_ONCE:
+            jobs = [self._waiting.popleft()]
+            while jobs[0].is_small and self._waiting and self._waiting[0].is_small and len(jobs) < _TOGETHER_MAX:
+                jobs.append(self._waiting.popleft())
+            self._at_work += 1
+            working = asyncio.get_running_loop().run_in_executor(None, self._work_through, jobs)
+            working.add_done_callback(partial(self._done, jobs))
+
+    def _work_through(self, jobs: Sequence[_Job]) -> list[_Result]:
+        """The results of as many as fit into a moment, at least one. Never raises."""
+        until, results = time.monotonic() + _MOMENT_S, []
         with ExitStack() as stack:
 
             @cache
@@ -126,7 +148,49 @@ class Planner:
                 db.execute("PRAGMA wal_autocheckpoint = 0")
                 return db
 
-            return work(lambda name: _registered(opened(), project, name) or predefined_action(name))
+            for job in jobs:
+                results.append(job.result(opened))
+                if time.monotonic() > until:
+                    break
+        return results
+
+    def _done(self, jobs: Sequence[_Job], working: asyncio.Future[list[_Result]]) -> None:
+        self._at_work -= 1
+        results = working.result()
+        for job, result in zip(jobs, results, strict=False):
+            job.settle(result)
+        self._waiting.extendleft(reversed(jobs[len(results) :]))
+        self._begin()
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    value: Any
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    project: str
+    work: Callable[[Actions], Any]
+    answer: asyncio.Future[Any]
+    is_small: bool
+
+    def result(self, opened: Callable[[], sqlite3.Connection]) -> _Result:
+        if self.answer.done():  # the client hung up
+            return _Result(None)
+        try:
+            return _Result(self.work(lambda name: _registered(opened(), self.project, name) or predefined_action(name)))
+        except Exception as error:
+            return _Result(None, error)
+
+    def settle(self, result: _Result) -> None:
+        if self.answer.done():
+            return
+        if result.error is not None:
+            self.answer.set_exception(result.error)
+        else:
+            self.answer.set_result(result.value)
 
 
 def _registered(db: sqlite3.Connection, project: str, name: str) -> ActionText | None:

@@ -129,8 +129,14 @@ class FakeMaster:
 
 
 @pytest.fixture
-def master() -> Iterator[FakeMaster]:
-    fake = FakeMaster()
+def new_master() -> FakeMaster:
+    """The master that is served; a module that needs another kind has a fixture of this name."""
+    return FakeMaster()
+
+
+@pytest.fixture
+def master(new_master: FakeMaster) -> Iterator[FakeMaster]:
+    fake = new_master
     started, stopped = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 

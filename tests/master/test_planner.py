@@ -1,6 +1,7 @@
 """The planner: small documents share a hop to a thread, and nothing else."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,8 @@ class CountedPlanner(Planner):
 
 
 def a_document(name: str, *, size: int = 0) -> Submission:
-    return Submission(
-        text=f'{{"name": "{name}", "uses": {{"main": [{{"run": "true {"x" * size}", "image": "busybox"}}]}}}}'
-    )
+    step = {"run": "true " + "x" * size, "image": "busybox"}
+    return Submission(text=json.dumps({"name": name, "uses": {"main": [step]}}))
 
 
 async def test_small_documents_share_a_hop_and_each_gets_its_own_answer() -> None:

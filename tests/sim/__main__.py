@@ -26,7 +26,7 @@ def main() -> int:
     if options.verb == "mutants":
         return _table(options.names or list(mutants.BY_NAME), options.seeds, options.events)
     if options.mutant:
-        mutants.install(options.mutant)  # before anything imports the core
+        mutants.BY_NAME[options.mutant].install()  # before anything imports the core
     first, _, end = options.seeds.partition(":")
     if options.verb == "shrink":
         return _shrink(int(first), options.events)

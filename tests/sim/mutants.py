@@ -1,19 +1,13 @@
 """Faults on purpose, each known from somebody's Raft: the simulator must find every one of them.
 
-A mutant is a line of the source replaced before the module is imported; the shipped code knows nothing of it. This file
-imports nothing of ours, because it has to come first.
+It imports nothing of ours but `mutating`, because it has to come first.
 """
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import CodeType, ModuleType
+
+from tests.sim.mutating import Edit, install
 
 CORE = "pistage.raft."
 DRIVER = "tests.sim."
@@ -22,22 +16,26 @@ STATE = "pistage.core.machine."
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`edits` are (module, what stands there once, what stands there instead)."""
+    """A line or two of the source, replaced."""
 
     name: str
     bug: str
-    edits: tuple[tuple[str, str, str], ...]
+    edits: tuple[Edit, ...]
+
+    def install(self) -> None:
+        """From here on this process has the fault; RuntimeError if its modules are imported already."""
+        install(self.edits)
 
 
-def _core(name: str, bug: str, *edits: tuple[str, str, str]) -> Mutant:
+def _core(name: str, bug: str, *edits: Edit) -> Mutant:
     return Mutant(name, bug, tuple((CORE + module, old, new) for module, old, new in edits))
 
 
-def _driver(name: str, bug: str, *edits: tuple[str, str, str]) -> Mutant:
+def _driver(name: str, bug: str, *edits: Edit) -> Mutant:
     return Mutant(name, bug, tuple((DRIVER + module, old, new) for module, old, new in edits))
 
 
-def _state(name: str, bug: str, *edits: tuple[str, str, str]) -> Mutant:
+def _state(name: str, bug: str, *edits: Edit) -> Mutant:
     return Mutant(name, bug, tuple((STATE + module, old, new) for module, old, new in edits))
 
 
@@ -436,52 +434,3 @@ MUTANTS = (
     ),
 )
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
-
-
-class _Loader(importlib.abc.InspectLoader):
-    def __init__(self, path: Path, edits: Sequence[tuple[str, str]]) -> None:
-        self._path, self._edits = path, edits
-
-    def get_source(self, fullname: str) -> str:
-        return mutated(self._path.read_text(encoding="utf-8"), self._edits)
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self.get_source(fullname), str(self._path))
-
-    def is_package(self, fullname: str) -> bool:
-        return False
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, mutant: Mutant) -> None:
-        self._mutant = mutant
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        edits = [(old, new) for module, old, new in self._mutant.edits if module == fullname]
-        if not edits:
-            return None
-        return importlib.util.spec_from_loader(fullname, _Loader(source_of(fullname), edits))
-
-
-def mutated(source: str, edits: Sequence[tuple[str, str]]) -> str:
-    """The source with each line replaced; ValueError if one does not stand there exactly once."""
-    for old, new in edits:
-        if source.count(old) != 1:
-            raise ValueError(f"stands there {source.count(old)} times: {old!r}")
-        source = source.replace(old, new)
-    return source
-
-
-def source_of(module: str) -> Path:
-    """The file of a module, without importing it."""
-    return Path(__file__).parent.parent.parent.joinpath(*module.split(".")).with_suffix(".py")
-
-
-def install(name: str) -> None:
-    """From here on this process imports the mutant."""
-    loaded = [module for module, _, _ in BY_NAME[name].edits if module in sys.modules]
-    if loaded:
-        raise RuntimeError(f"too late: {loaded} are imported already")
-    sys.meta_path.insert(0, _Finder(BY_NAME[name]))

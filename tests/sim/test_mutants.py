@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim import mutants
+from tests.sim import mutants, mutating
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -29,9 +29,9 @@ def sim(*arguments: str) -> str:
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_still_stands_in_the_source(mutant: mutants.Mutant) -> None:
     for module in {module for module, _, _ in mutant.edits}:
-        source = mutants.source_of(module).read_text(encoding="utf-8")
+        source = mutating.source_of(module).read_text(encoding="utf-8")
         edits = [(old, new) for name, old, new in mutant.edits if name == module]
-        compile(mutants.mutated(source, edits), module, "exec")
+        compile(mutating.mutated(source, edits), module, "exec")
 
 
 def test_there_are_enough_of_them_and_each_has_a_name() -> None:
@@ -41,11 +41,11 @@ def test_there_are_enough_of_them_and_each_has_a_name() -> None:
 
 def test_an_edit_that_is_not_there_and_a_mutant_that_comes_late_are_refused() -> None:
     with pytest.raises(ValueError, match="stands there 0 times"):
-        mutants.mutated("x = 1", [("y", "z")])
+        mutating.mutated("x = 1", [("y", "z")])
     import pistage.raft.election  # noqa: F401 - as any test does that uses the core
 
     with pytest.raises(RuntimeError, match="too late"):
-        mutants.install("vote-before-durable")
+        mutants.BY_NAME["vote-before-durable"].install()
 
 
 def test_a_quick_mutant_is_killed_and_its_seed_replays() -> None:

@@ -185,9 +185,13 @@ def _wal_sum(before: tuple[int, int], data: bytes, is_big: bool) -> tuple[int, i
     return first, second
 
 
-def damaged(path: Path, what: str) -> PistageError:
+class DamagedError(PistageError):
+    """A master's files are not what it wrote: it can go on, or start, with none of them."""
+
+
+def damaged(path: Path, what: str) -> DamagedError:
     """The refusal of a master whose files are not what it wrote."""
-    return PistageError(Code.STORAGE, f"{path} is damaged: {what}", hint=REPLACE_HINT)
+    return DamagedError(Code.STORAGE, f"{path} is damaged: {what}", hint=REPLACE_HINT)
 
 
 def is_full(error: Exception) -> bool:

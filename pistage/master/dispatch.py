@@ -117,7 +117,7 @@ class Dispatch:
                 view, after = await reads.view(snapshot, after)
             connected = (replace(one, is_connected=self._sessions.is_connected(one.info.id)) for one in view.agents)
             view = replace(view, agents=tuple(connected))
-            decision = schedule.decide(view, wire.now_ms())
+            decision = schedule.decide(view, self._replica.now_ms())
             if decision.placements:
                 async with asyncio.TaskGroup() as group:
                     for placement in decision.placements:
@@ -127,7 +127,7 @@ class Dispatch:
             if view.free_slots <= len(decision.placements):
                 break
         self._decision = decided
-        return _LOOK_EVERY_S if decided.wake_at is None else max(0.0, (decided.wake_at - wire.now_ms()) / 1000)
+        return _LOOK_EVERY_S if decided.wake_at is None else max(0.0, (decided.wake_at - self._replica.now_ms()) / 1000)
 
     async def _has_room(self) -> bool:
         async with self._replica.reader.snapshot() as snapshot:

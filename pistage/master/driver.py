@@ -25,7 +25,7 @@ from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
 from pistage.master.checksums import REPLACE_HINT
 from pistage.master.owning import running
-from pistage.master.snapshots import base_of
+from pistage.master.snapshots import contents_of
 from pistage.master.state import Applied, Reader, State
 from pistage.master.store import DurableLog
 
@@ -173,6 +173,7 @@ class Driver:
             base=durable.base,
             entries=durable.entries,
             applied=applied,
+            digest=self.state.position.digest,
             settings=self._pace.settings,
         )
         durable.forget_entries()
@@ -203,7 +204,14 @@ class Driver:
     async def _watch_for_failure(self) -> None:
         await self._failed
 
-    def _fail(self, error: BaseException) -> None:
+    def _stop_as_told(self, fatal: raft.Fatal) -> None:
+        log.critical("this master stops: %s", fatal.reason)
+        if fatal.is_state_damaged:
+            self.state.refuse_from_now_on(fatal.reason)
+        self.fail(PistageError(Code.STORAGE, fatal.reason, hint=REPLACE_HINT))
+
+    def fail(self, error: BaseException) -> None:
+        """Stop taking part; whoever is inside `running` is left with this error."""
         self.is_closed = True
         if not self._failed.done():
             self._failed.set_exception(error)
@@ -226,7 +234,7 @@ class Driver:
 
     # --- events in, actions out ----------------------------------------------------------------------------------
 
-    def step(self, event: raft.Event) -> None:
+    def step(self, event: raft.Event) -> None:  # noqa: PLR0912 - one arm an action
         """Tell the node what happened, and do what follows."""
         if self.is_closed:
             return
@@ -251,9 +259,8 @@ class Driver:
                     log.info("role=%s term=%d leader=%s", role, term, leader)
                     self._let_gathered_go()
                     self._observer.role_changed()
-                case raft.Fatal(reason=reason):
-                    log.critical("this master stops: %s", reason)
-                    self._fail(PistageError(Code.STORAGE, reason, hint=REPLACE_HINT))
+                case raft.Fatal():
+                    self._stop_as_told(action)
                 case _:
                     assert_never(action)
         self._write_next()
@@ -294,7 +301,7 @@ class Driver:
         if error is not None:
             log.critical("raft.db cannot be written: %s", error)
             self.step(raft.DiskFault(fault=raft.Fault.FAILED))
-            self._fail(error)
+            self.fail(error)
             return
         for _ in batch:
             self._writes.popleft()
@@ -326,7 +333,7 @@ class Driver:
         self._resting.set()
         if (error := done.exception()) is not None:
             log.critical("entries %d to %d cannot be applied: %s", batch[0].index, batch[-1].index, error)
-            self._fail(error)
+            self.fail(error)
             return
         applied = done.result()
         self._observer.applied(batch, applied.outcomes)
@@ -357,28 +364,28 @@ class Driver:
                 await asyncio.wait((fetching, replaced), return_when=asyncio.FIRST_COMPLETED)
                 fetching.cancel()
                 replaced.cancel()
-            if not fetching.cancelled() and (base := fetching.result()) is not None:
-                await self._install(path, base)
+            if not fetching.cancelled() and (fetched := fetching.result()) is not None:
+                await self._install(path, fetched)
 
-    async def _fetch(self, wanted: raft.InstallSnap, path: Path) -> raft.Base | None:
+    async def _fetch(self, wanted: raft.InstallSnap, path: Path) -> raft.SnapInstalled | None:
         log.info("fetching a snapshot at index=%d or later from master=%s", wanted.index, wanted.source)
         try:
             await asyncio.to_thread(_empty, path.parent)
             await self._carrier.fetch_snapshot(wanted.source, wanted.index, path)
-            return await asyncio.to_thread(base_of, path)
+            return await asyncio.to_thread(contents_of, path)
         except (PistageError, OSError) as error:
             log.warning("no snapshot from master=%s: %s", wanted.source, error)
             await asyncio.sleep(_FETCH_RETRY_S)
             self.step(raft.SnapFailed())
             return None
 
-    async def _install(self, path: Path, base: raft.Base) -> None:
+    async def _install(self, path: Path, fetched: raft.SnapInstalled) -> None:
         """Offer it to the node; where it is taken, the log's transaction has made it the state: go over to it."""
         self._is_installing = True
         try:
             await self._resting.wait()
             before = self.node.writes.last_seq
-            self.step(raft.SnapInstalled(base=base))
+            self.step(fetched)
             taken = [write.seq for write in self._writes if write.install is not None and write.seq > before]
             if not taken:
                 await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
@@ -390,8 +397,8 @@ class Driver:
             await self.reader.move(path)
             await self._in(self._apply_thread, former.close)
             await asyncio.to_thread(shutil.rmtree, former.path.parent, ignore_errors=True)
-            log.info("installed a snapshot at index=%d", base.index)
-            self._observer.installed(base.index)
+            log.info("installed a snapshot at index=%d", fetched.base.index)
+            self._observer.installed(fetched.base.index)
         finally:
             self._is_installing = False
         self._apply_next()

@@ -162,6 +162,13 @@ class Members:
         """Let this master in as a learner, in place of the member at its URL if there is one. May be asked again."""
         if hello.group_id != self._replica.identity.group_id:
             raise PistageError(Code.CONFLICT, "that master belongs to another group", hint="see pistage cluster join")
+        if hello.command_version < self._replica.command_version:
+            raise PistageError(
+                Code.CONFLICT,
+                f"that master knows commands up to version {hello.command_version}, the cluster is at"
+                f" {self._replica.command_version}",
+                hint="upgrade it first",
+            )
         async with self._joining:
             await self._look()
             members = self._replica.membership.members

@@ -22,7 +22,8 @@ from pistage.core import limits, machine
 from pistage.errors import Code, PistageError
 from pistage.master.checksums import damaged
 from pistage.master.directories import locked, sync_directory
-from pistage.master.snapshots import base_of, copy_state
+from pistage.master.logwriter import promised_term
+from pistage.master.snapshots import contents_of, copy_state
 from pistage.master.state import State
 from pistage.master.store import DurableLog, Identity
 
@@ -30,7 +31,8 @@ from pistage.master.store import DurableLog, Identity
 _REPLACED: Final = ("raft.*", "founding", "state", "snapshots")
 _KEPT: Final = ("lock", "logs", "damaged-*", "before-*", "lost+found")
 #: A group that begins from an older state goes on beyond every index that the one before it can have reached: who
-#: remembers an index of that one, to resume a stream or to wait for a change, is not misled.
+#: remembers an index of that one, to resume a stream or to wait for a change, is not misled. Its terms go beyond as
+#: well: the masters keep their output, have promised to take none from a leader of an earlier term, and compare by it.
 _LIFE: Final = 10**12
 _COPY_BYTES: Final = 1 << 20
 _SHA256_BYTES: Final = 32  # at the end of a snapshot that came through the API; no page of SQLite is that small
@@ -200,8 +202,8 @@ def restore(data_dir: Path, snapshot: Path, url: str) -> Made:
     path.parent.mkdir(parents=True)
     try:
         _unpack(snapshot, path)
-        base_of(path)
-        identity, base = _begin_again(path, url, term=0)
+        contents_of(path)
+        identity, base = _begin_again(path, url, term=promised_term(data_dir / "logs"))
     except BaseException:
         shutil.rmtree(data_dir / "state", ignore_errors=True)
         raise
@@ -248,7 +250,8 @@ def _begin_again(path: Path, url: str, *, term: int) -> tuple[Identity, raft.Bas
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         former = machine.position(db)
-        base = raft.Base(index=(former.index // _LIFE + 1) * _LIFE, term=max(former.term, term) + 1, config=config)
+        index, term = ((last // _LIFE + 1) * _LIFE for last in (former.index, max(former.term, term)))
+        base = raft.Base(index=index, term=term, config=config)
         machine.set_position(db, replace(former, index=base.index, term=base.term, membership=config.encode().decode()))
         machine.forget_all_but(db, config.members)
         db.execute("COMMIT")
@@ -276,7 +279,9 @@ def recover(data_dir: Path, url: str) -> Made:
     shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir(parents=True)
     _bring_up(data_dir / "raft.db", former, path)
-    identity, base = _begin_again(path, url, term=max(holding.term, holding.last_term))
+    identity, base = _begin_again(
+        path, url, term=max(holding.term, holding.last_term, promised_term(data_dir / "logs"))
+    )
     sync_directory(data_dir / "state")
     aside = _fresh_directory(data_dir, "before-recovery")
     for name in ("raft.db", "raft.db-sums", "raft.mark"):

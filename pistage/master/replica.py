@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -34,6 +35,23 @@ _HANDOVER_WAIT_S = 3.0
 _HEARD_TICKS = 8  # four heartbeats
 _DOUBT_AFTER_S = 1.0
 Listener = Callable[[Outcome], None]
+
+
+class LogClock:
+    """Time for what enters the log."""
+
+    def __init__(self, wall_ms: Callable[[], int], monotonic_s: Callable[[], float]) -> None:
+        self._wall_ms, self._monotonic_s = wall_ms, monotonic_s
+        self._newest_ms, self._since_s = 0, monotonic_s()
+
+    def now_ms(self, least_ms: int) -> int:
+        """Not below `least_ms`, the newest time in the log, nor below what was told before."""
+        now_s = self._monotonic_s()
+        ticking_ms = self._newest_ms + int((now_s - self._since_s) * 1000)
+        newest_ms = max(self._wall_ms(), least_ms, ticking_ms)
+        if newest_ms > self._newest_ms:  # part of a millisecond is not lost by being asked for often
+            self._newest_ms, self._since_s = newest_ms, now_s
+        return newest_ms
 
 
 class Nobody:
@@ -71,7 +89,7 @@ class Replica:
         self._pending = Pending()
         self._proposals: list[Proposal] = []
         self._waiting_bytes = 0
-        self._newest_at = 0
+        self._clock = LogClock(wire.now_ms, time.monotonic)
         self._led_term = 0  # the newest term in which this master led, until it has given up what it proposed
         self._listeners: list[Listener] = []
         self._role_changed = asyncio.Event()
@@ -212,9 +230,7 @@ class Replica:
         or the outcome is not known; `storage` when the disk is full.
         """
         self._refuse_unless_able(command)
-        # Time in the log never goes back, whatever the clocks of the leaders say.
-        self._newest_at = max(self._newest_at, self._driver.state.position.at, command.at)
-        payload = wire.pack_command(replace(command, at=self._newest_at))
+        payload = wire.pack_command(replace(command, at=max(command.at, self.now_ms())))
         if self._waiting_bytes + len(payload) > limits.UNCOMMITTED_BYTES_MAX:
             raise PistageError(Code.UNAVAILABLE, "too many changes wait for the disk", hint="try again in a second")
         proposal = Proposal(payload, asyncio.get_running_loop().create_future())
@@ -232,6 +248,13 @@ class Replica:
         if outcome.error is not None:
             raise outcome.error
         return outcome
+
+    def now_ms(self) -> int:
+        """The time of the log, milliseconds UTC: it never goes back, nor stands still, whatever clocks leaders have.
+
+        Where an earlier leader's clock was ahead of ours, it goes on from there until ours has caught up.
+        """
+        return self._clock.now_ms(self._driver.state.position.at)
 
     def _refuse_unless_able(self, command: Command) -> None:
         if self._driver.is_closed:
@@ -301,6 +324,10 @@ class Replica:
         if reply.refusal is not None:
             raise refusal_of(reply)
         return reply
+
+    def stop(self, error: PistageError) -> None:
+        """End this master with that error: it found itself unfit."""
+        self._driver.fail(error)
 
     def receive(self, message: raft.Message) -> None:
         """A message of another master's."""

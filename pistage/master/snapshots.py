@@ -18,6 +18,7 @@ from typing import BinaryIO, Final
 from pistage import raft
 from pistage.core import codec, machine
 from pistage.errors import Code, PistageError
+from pistage.master.checksums import damaged
 from pistage.master.directories import sync_directory
 
 PART_BYTES: Final = 1 << 20
@@ -67,15 +68,28 @@ class Snapshots:
         self._directory.mkdir(parents=True, exist_ok=True)
         fresh = self._directory / "new.db"
         fresh.unlink(missing_ok=True)
-        copy_state(state_path, fresh)
-        base = base_of(fresh)
+        index = _copied(state_path, fresh)
         for older in self._directory.glob("[0-9]*.db"):
             older.unlink()
-        fresh.replace(self._path(base.index))
-        return manifest_of(self._path(base.index), base.index)
+        fresh.replace(self._path(index))
+        return manifest_of(self._path(index), index)
 
     def _path(self, index: int) -> Path:
         return self._directory / f"{index}.db"
+
+
+def _copied(state_path: Path, to: Path) -> int:
+    """Copy the state and look at the copy. DamagedError: it is the state itself that is not whole."""
+    try:
+        copy_state(state_path, to)
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            raise damaged(state_path, str(error)) from None
+        raise PistageError(Code.STORAGE, f"no snapshot can be made: {error}", hint="is the disk full?") from None
+    try:
+        return contents_of(to).base.index
+    except PistageError as error:
+        raise damaged(state_path, error.message) from None
 
 
 def copy_state(state_path: Path, to: Path) -> None:
@@ -91,8 +105,8 @@ def copy_state(state_path: Path, to: Path) -> None:
     sync_directory(to.parent)
 
 
-def base_of(path: Path) -> raft.Base:
-    """Where in the log the state in this file is. PistageError `storage` if it is not a whole state."""
+def contents_of(path: Path) -> raft.SnapInstalled:
+    """What is in this file. PistageError `storage` if it is not a whole state."""
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
         try:
@@ -104,7 +118,9 @@ def base_of(path: Path) -> raft.Base:
         config = raft.Config.decode(position.membership.encode())
     except (sqlite3.DatabaseError, ValueError) as error:
         raise PistageError(Code.STORAGE, f"{path} is not a whole state: {error}", hint="fetch it again") from None
-    return raft.Base(index=position.index, term=position.term, config=config)
+    return raft.SnapInstalled(
+        base=raft.Base(index=position.index, term=position.term, config=config), digest=position.digest
+    )
 
 
 def manifest_of(path: Path, index: int) -> Manifest:

@@ -61,6 +61,8 @@ class State:
         except sqlite3.DatabaseError as error:
             raise damaged(path, str(error)) from None
         self.durable_index = 0  # up to here the log is not needed to bring the state up
+        if (refusal := _refusal_path(path)).exists():
+            raise damaged(path, refusal.read_text(encoding="utf-8").strip())
         if self.position.index < mark:
             raise damaged(path.with_name(f"{path.name}-wal"), f"it has lost what came after {self.position.index}")
         if not self.position.membership:
@@ -74,16 +76,19 @@ class State:
 
         A full disk is waited out: the entries are committed, so there is no way but forward.
         """
-        while True:
-            try:
-                applied = self._apply(entries)
-                self._checkpoint_if_due()
-                return applied
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                    raise
-                log.error("the disk is full: state.db waits for space at index=%d", entries[0].index)
-                time.sleep(1.0)
+        while (applied := self._apply_unless_full(entries)) is None:
+            log.error("the disk is full: state.db waits for space at index=%d", entries[0].index)
+            time.sleep(1.0)
+        self._checkpoint_if_due()
+        return applied
+
+    def _apply_unless_full(self, entries: Sequence[raft.Entry]) -> Applied | None:
+        try:
+            return self._apply(entries)
+        except sqlite3.OperationalError as error:
+            if not is_full(error):
+                raise
+            return None
 
     def _apply(self, entries: Sequence[raft.Entry]) -> Applied:
         position = self.position
@@ -139,9 +144,17 @@ class State:
             self._checkpoint_at = self._sums.log_bytes + _CHECKPOINT_BYTES
             self._checkpoint_after = self.position.index + _CHECKPOINT_ENTRIES
 
+    def refuse_from_now_on(self, reason: str) -> None:
+        """The others have found that this state is not theirs: no master starts on it again."""
+        _refusal_path(self.path).write_text(reason + "\n", encoding="utf-8")
+
     def close(self) -> None:
         """Close the file, after every reader of it."""
         self._sums.close(self._db, self.position.index)
+
+
+def _refusal_path(path: Path) -> Path:
+    return path.with_name("refused")
 
 
 def _command_in(entry: raft.Entry) -> Command:

@@ -15,7 +15,7 @@ from pistage.errors import Code, PistageError
 from pistage.master import repair
 from pistage.master.checksums import PageSums
 from pistage.master.replica import Replica
-from pistage.master.snapshots import base_of
+from pistage.master.snapshots import contents_of
 from pistage.master.store import DurableLog, Identity
 from tests.core.plans import a_plan
 from tests.master.fakes import TOKEN, a_log, a_master, a_replica, write
@@ -37,7 +37,7 @@ async def test_a_snapshot_is_a_whole_state_with_its_check_sum_at_the_end(tmp_pat
         assert not any((tmp_path / "data" / "snapshots").iterdir())  # nothing of it is kept
     assert hashlib.sha256(body[:-32]).digest() == body[-32:]
     (tmp_path / "state.db").write_bytes(body[:-32])
-    assert base_of(tmp_path / "state.db").index > 0
+    assert contents_of(tmp_path / "state.db").base.index > 0
     with closing(sqlite3.connect(tmp_path / "state.db")) as db:
         assert db.execute("SELECT id FROM run").fetchall() == [(run["id"],)]
 

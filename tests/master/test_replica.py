@@ -12,7 +12,7 @@ from pistage import raft, wire
 from pistage.core import commands as c
 from pistage.core import limits
 from pistage.errors import Code, PistageError
-from pistage.master.replica import Replica
+from pistage.master.replica import LogClock, Replica
 from pistage.master.state import State
 from pistage.master.store import DurableLog
 from tests.core.plans import a_plan
@@ -114,7 +114,9 @@ async def test_too_much_at_once_is_refused_and_told_to_come_back(
 async def test_what_its_proposer_has_left_counts_for_as_long_as_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "UNCOMMITTED_BYTES_MAX", 3 * len(wire.pack_command(a_run("r0"))))
+    monkeypatch.setattr(
+        limits, "UNCOMMITTED_BYTES_MAX", 3 * len(wire.pack_command(replace(a_run("r0"), at=wire.now_ms())))
+    )
     async with a_replica(tmp_path) as replica:
         async with asyncio.TaskGroup() as group:
             left = [group.create_task(replica.propose(a_run(f"r{n}"))) for n in range(3)]
@@ -178,15 +180,28 @@ async def test_a_command_of_a_later_version_stops_the_master_instead_of_being_sk
             pass
 
 
-async def test_time_in_the_log_never_goes_back(tmp_path: Path) -> None:
+def test_the_time_of_the_log_goes_on_from_a_clock_that_was_ahead() -> None:
+    wall_ms, monotonic_s = [1_000], [0.0]
+    clock = LogClock(lambda: wall_ms[0], lambda: monotonic_s[0])
+    assert clock.now_ms(0) == 1_000
+    assert clock.now_ms(5_000) == 5_000
+    monotonic_s[0] += 0.25
+    assert clock.now_ms(5_000) == 5_250
+    wall_ms[0] = 900
+    assert clock.now_ms(0) == 5_250
+    wall_ms[0] = 9_000
+    assert clock.now_ms(0) == 9_000
+
+
+async def test_the_time_in_the_log_outlives_a_restart_and_never_goes_back(tmp_path: Path) -> None:
+    ahead = wire.now_ms() + 3_600_000
     async with a_replica(tmp_path) as replica:
-        await replica.propose(replace(a_run("r1"), at=5_000))
-        await replica.propose(replace(a_run("r2"), at=4_000))
+        await replica.propose(replace(a_run("r1"), at=ahead))
     async with a_replica(tmp_path) as replica:
-        await replica.propose(replace(a_run("r3"), at=3_000))
+        await replica.propose(a_run("r2"))
         async with replica.reader.snapshot() as snapshot:
             rows = await snapshot.rows("SELECT created_at FROM run ORDER BY id")
-    assert [row[0] for row in rows] == [5_000] * 3
+    assert rows[0][0] == ahead <= rows[1][0]
 
 
 async def test_a_command_that_not_every_master_knows_is_not_proposed(

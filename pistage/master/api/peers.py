@@ -13,6 +13,7 @@ from pistage.errors import Code, PistageError
 from pistage.master import snapshots
 from pistage.master.api import http
 from pistage.master.api.context import Context
+from pistage.master.checksums import DamagedError
 from pistage.master.copies import BODY_BYTES_MAX
 
 
@@ -53,7 +54,11 @@ class PeerRoutes:
         replica, offered = self._context.replica, self._context.snapshots
         if replica.applied_index < index:
             raise PistageError(Code.UNAVAILABLE, f"this master is at {replica.applied_index} itself", hint="try again")
-        manifest = await asyncio.to_thread(offered.offer, replica.reader.path, index)
+        try:
+            manifest = await asyncio.to_thread(offered.offer, replica.reader.path, index)
+        except DamagedError as error:
+            replica.stop(error)  # it cannot bring anybody up: a leader that is whole can
+            raise
         return http.answer(snapshots.manifest_to_json(manifest))
 
     async def snapshot_part(self, request: web.Request) -> web.Response:

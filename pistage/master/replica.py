@@ -180,6 +180,11 @@ class Replica:
         return self.node.writes.is_disk_full
 
     @property
+    def is_alone(self) -> bool:
+        """Whether no other master could lead in this one's place."""
+        return self.membership.voters == (self.node_id,)
+
+    @property
     def command_version(self) -> int:
         """The newest version of commands that may be proposed."""
         return self._driver.state.command_version
@@ -259,7 +264,7 @@ class Replica:
     def _refuse_unless_able(self, command: Command) -> None:
         if self._driver.is_closed:
             raise PistageError(Code.UNAVAILABLE, "this master is stopping: its disk or its state failed")
-        if self.is_disk_full:
+        if self.is_disk_full and self.is_alone:
             raise PistageError(Code.STORAGE, "the master's disk is full", hint="free some space; nothing was changed")
         if commands.version_of(command) > self.command_version:
             raise PistageError(

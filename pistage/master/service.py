@@ -141,7 +141,7 @@ class Master:
 async def _taking_the_lead(context: Context) -> AsyncIterator[None]:
     """Lead whenever this master is elected. One that is alone leads from the start."""
     replica = context.replica
-    if replica.membership.voters == (replica.node_id,):
+    if replica.is_alone:
         await replica.until_leading()
         await context.members.found()
     async with running(_lead(context)):

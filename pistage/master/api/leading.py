@@ -111,14 +111,14 @@ async def leader_url(context: Context) -> str | None:
                 leader = replica.leader
                 if leader is not None and leader != replica.node_id and (url := context.peers.url_of(leader)):
                     return url
-                if replica.is_disk_full and leader is None:
-                    raise PistageError(
-                        Code.STORAGE, "the master's disk is full", hint="free some space on it; nothing was changed"
-                    )
+                if replica.is_disk_full and replica.is_alone:
+                    raise _disk_full()
                 await replica.role_change()
     except TimeoutError:
         if context.members.is_taken_out:
             raise no_leader("this master was taken out of the group") from None
+        if replica.is_disk_full:
+            raise _disk_full() from None
         raise no_leader("the masters have no leader now") from None
     return None
 
@@ -126,6 +126,10 @@ async def leader_url(context: Context) -> str | None:
 def no_leader(reason: str) -> PistageError:
     """For a change that nobody can make at the moment."""
     return PistageError(Code.UNAVAILABLE, reason, hint="try again; a majority of them must be up and reach each other")
+
+
+def _disk_full() -> PistageError:
+    return PistageError(Code.STORAGE, "the master's disk is full", hint="free some space on it; nothing was changed")
 
 
 async def _read_up(context: Context) -> None:

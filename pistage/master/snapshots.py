@@ -53,7 +53,7 @@ class Snapshots:
         """A snapshot made now, for whoever keeps one elsewhere: it has no name, and goes when it is closed."""
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._directory, prefix="copy-") as scratch:
-            copy_state(state_path, path := Path(scratch) / "state.db")
+            copy_state(state_path, path := Path(scratch) / "state.db", is_durable=False)
             return path.open("rb", buffering=0)
 
     def part(self, index: int, number: int) -> bytes:
@@ -92,7 +92,7 @@ def _copied(state_path: Path, to: Path) -> int:
         raise damaged(state_path, error.message) from None
 
 
-def copy_state(state_path: Path, to: Path) -> None:
+def copy_state(state_path: Path, to: Path, *, is_durable: bool = True) -> None:
     """The state as last committed, in one file; the writer goes on meanwhile."""
     db = sqlite3.connect(f"file:{state_path}?mode=ro", uri=True, isolation_level=None)
     try:
@@ -100,9 +100,10 @@ def copy_state(state_path: Path, to: Path) -> None:
         db.execute("VACUUM INTO ?", (str(to),))
     finally:
         db.close()
-    with to.open("rb") as file:
-        os.fsync(file.fileno())
-    sync_directory(to.parent)
+    if is_durable:
+        with to.open("rb") as file:
+            os.fsync(file.fileno())
+        sync_directory(to.parent)
 
 
 def contents_of(path: Path) -> raft.SnapInstalled:

@@ -115,7 +115,8 @@ class DurableLog:
         self.entries = self._verified()
         self.last_index = self.entries[-1].index if self.entries else self.base.index
         if self._mark_path.exists() and self._writes < (known := _number_in(self._mark_path)):
-            raise damaged(self._path, f"its last {known - self._writes} writes are gone")
+            gone = known - self._writes
+            raise damaged(self._path, f"its last {gone} writes are gone: {self._mark_path.name} counts {known}")
 
     @property
     def _path(self) -> Path:

@@ -118,7 +118,7 @@ class ClusterRoutes:
             await response.write(digest.digest())
             await response.write_eof()
         finally:
-            copy.close()
+            await asyncio.to_thread(copy.close)  # frees the space, and that takes a while
         return response
 
     async def transfer(self, request: web.Request) -> web.Response:

@@ -53,14 +53,20 @@ class LogStore:
     async def serve(self) -> None:
         """Write what is queued, many frames a time, until cancelled."""
         loop = asyncio.get_running_loop()
-        while True:
-            batch = [await self._queue.get()]
-            while len(batch) < _BATCH_FRAMES and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            answers = await loop.run_in_executor(self._thread, self._work, batch)
-            self._tell_of_the_disk(answers)
-            for queued, answer in zip(batch, answers, strict=True):
-                _settle(queued.answer, answer)
+        batch: list[_Queued | _Job] = []
+        try:
+            while True:
+                batch = [await self._queue.get()]
+                while len(batch) < _BATCH_FRAMES and not self._queue.empty():
+                    batch.append(self._queue.get_nowait())
+                answers = await loop.run_in_executor(self._thread, self._work, batch)
+                self._tell_of_the_disk(answers)
+                for queued, answer in zip(batch, answers, strict=True):
+                    _settle(queued.answer, answer)
+        finally:
+            left = [self._queue.get_nowait() for _ in range(self._queue.qsize())]
+            for queued in [*batch, *left]:  # whether or not they were written: nobody is to wait for an answer
+                _settle(queued.answer, PistageError(Code.UNAVAILABLE, "this master is stopping", hint="try again"))
 
     def _work(self, batch: Sequence[_Queued | _Job]) -> list[Any]:
         answers: list[Any] = []

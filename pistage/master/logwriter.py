@@ -81,7 +81,7 @@ class LogWriter:
         self._free_bytes_min = free_bytes_min
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._files: OrderedDict[Path, int] = OrderedDict()
-        self.term = _read_term(directory / "term")  # nothing is taken from a leader of a lower one
+        self.term = promised_term(directory)  # nothing is taken from a leader of a lower one
 
     # --- what a leader asks of its own store ------------------------------------------------------------------
 
@@ -315,7 +315,9 @@ def _recover(directory: Path) -> tuple[dict[StreamKey, int], int, int]:
     return lengths, count, term
 
 
-def _read_term(path: Path) -> int:
+def promised_term(directory: Path) -> int:
+    """The highest term of a leader that this output is known to; PistageError `storage` where that is damaged."""
+    path = directory / "term"
     try:
         return int(path.read_text())
     except FileNotFoundError:

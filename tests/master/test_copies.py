@@ -5,18 +5,21 @@ import hashlib
 import os
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
 from pistage import raft, wire
 from pistage.errors import Code, PistageError
+from pistage.master import records, repair
 from pistage.master.copies import Copies
 from pistage.master.logs import LogStore
 from pistage.master.owning import running
 from pistage.master.records import RECORD_BYTES, Record
+from pistage.master.store import DurableLog
 from pistage.wire import CopyAnswer, CopyQuestion
+from tests.master.fakes import a_replica
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 NAMES = ("m1", "m2", "m3")
@@ -484,7 +487,16 @@ class _Agent:
 
 
 def test_a_record_of_an_index_without_terms_is_read_as_one_of_term_0() -> None:
-    from pistage.master import records
-
     old = Record(ATTEMPT, "1", 1, 5, 0, 7)
     assert records.unpack(records.pack(old)[:54] + bytes(10)) == [old]
+
+
+async def test_a_group_that_begins_again_is_beyond_every_term_that_its_output_knows(tmp_path: Path) -> None:
+    async with a_replica(tmp_path):
+        pass
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "term").write_text(f"{10**12 + 41}\n")
+    with repair.held(tmp_path):
+        repair.recover(tmp_path, "http://m1")
+    with closing(DurableLog(tmp_path / "raft.db")) as durable_log:
+        assert durable_log.hard_state.term > 10**12 + 41

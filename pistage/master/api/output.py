@@ -35,6 +35,7 @@ class _Selection:
     step: str | None
     attempt: str | None
     stream: int | None
+    is_stale: bool
     attempts: dict[str, tuple[str, int]] = field(default_factory=dict)  # id -> task, number
 
     def takes(self, record: Record) -> bool:
@@ -60,13 +61,15 @@ class OutputRoutes:
 
         `text/plain` is the bytes themselves, `offset` and `limit` count them; `application/x-ndjson` and
         `text/event-stream` are numbered pieces, `offset` is the first one wanted, Last-Event-ID the last one had.
+        With ?stale=1 whatever is here, where the others cannot be asked what they have.
         """
         selection = await self._selection(request)
         follow = http.is_set(request, "follow")
         offset = http.number_in(request, "offset", 0, most=_OFFSET_MAX)
         limit = http.number_in(request, "limit", 1 << 62, least=1)
-        await self._context.replica.read()  # a leader that was deposed without knowing it has only a part
-        await self._context.copies.readable(selection.run_id)
+        if not selection.is_stale:
+            await self._context.replica.read()  # a leader that was deposed without knowing it has only a part
+        await self._readable(selection)
         try:
             if "text/event-stream" in request.headers.get("Accept", ""):
                 start = offset if (last := _last_event(request)) is None else last + 1
@@ -125,7 +128,7 @@ class OutputRoutes:
         while True:
             changed = logs.signals.changed(selection.run_id)
             is_over = not follow or await self._is_over(selection.run_id)
-            safe = await self._context.copies.readable(selection.run_id)
+            safe = await self._readable(selection)
             records = await logs.records(selection.run_id, start, min(_RECORDS_AT_ONCE, max(0, safe - start)))
             if any(record.attempt_id not in selection.attempts and not record.is_barrier for record in records):
                 await self._learn_attempts(selection)
@@ -137,6 +140,9 @@ class OutputRoutes:
                 if is_over:
                     return
                 await _wait(changed, response)
+
+    async def _readable(self, selection: _Selection) -> int:
+        return _OFFSET_MAX if selection.is_stale else await self._context.copies.readable(selection.run_id)
 
     async def _piece(self, selection: _Selection, number: int, record: Record) -> dict[str, Any]:
         data = await self._context.logs.read(selection.run_id, record.key, record.offset, record.length)
@@ -195,7 +201,14 @@ class OutputRoutes:
                 raise PistageError(
                     Code.NOT_FOUND, f"the run has no task {task[:100]!r}", hint="pistage show lists them"
                 )
-        return _Selection(run_id, task, query.get("step"), query.get("attempt"), _STREAMS.get(stream or ""))
+        return _Selection(
+            run_id,
+            task,
+            query.get("step"),
+            query.get("attempt"),
+            _STREAMS.get(stream or ""),
+            is_stale=http.is_set(request, "stale"),
+        )
 
     async def _learn_attempts(self, selection: _Selection) -> None:
         async with self._context.replica.reader.snapshot() as snapshot:

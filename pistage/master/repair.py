@@ -279,9 +279,8 @@ def recover(data_dir: Path, url: str) -> Made:
     shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir(parents=True)
     _bring_up(data_dir / "raft.db", former, path)
-    identity, base = _begin_again(
-        path, url, term=max(holding.term, holding.last_term, promised_term(data_dir / "logs"))
-    )
+    promised = promised_term(data_dir / "logs")
+    identity, base = _begin_again(path, url, term=max(holding.term, holding.last_term, promised))
     sync_directory(data_dir / "state")
     aside = _fresh_directory(data_dir, "before-recovery")
     for name in ("raft.db", "raft.db-sums", "raft.mark"):

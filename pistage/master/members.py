@@ -87,6 +87,7 @@ class Members:
             rows = await reads.masters(snapshot)
         self.registered = {row["id"]: Registration(row["url"], row["version"], row["command_version"]) for row in rows}
         self._peers.learn({node_id: one.url for node_id, one in self.registered.items()})
+        self._peers.connect(self._replica.membership.members)
 
     async def _announce(self) -> None:
         ours = wire.pack_hello(self._peers.hello())

@@ -14,7 +14,7 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,14 +90,20 @@ class Peers:
 
     def send(self, message: raft.Message) -> None:
         """Take a message over, or drop it."""
-        link = self._links.get(message.dst)
-        if link is None:
-            url = self._urls.get(message.dst)
-            if url is None or self._group is None:
-                return
-            link = self._links[message.dst] = _Link(message.dst, url)
+        if link := self._link_to(message.dst):
+            link.send(wire.pack_peer_message(message))
+
+    def connect(self, members: Iterable[str]) -> None:
+        """Have a link to each: a candidate's first question must not wait for one."""
+        for node_id in members:
+            self._link_to(node_id)
+
+    def _link_to(self, node_id: str) -> _Link | None:
+        link = self._links.get(node_id)
+        if link is None and node_id in self._urls and self._group is not None:
+            link = self._links[node_id] = _Link(node_id, self._urls[node_id])
             self._group.create_task(link.run(self.http, self.hello))
-        link.send(wire.pack_peer_message(message))
+        return link
 
     def forget(self, members: frozenset[str]) -> None:
         """Close the links to all but these."""

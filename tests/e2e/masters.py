@@ -125,13 +125,14 @@ class Asking:
             loading.cancel()
 
     async def voting(self, voters: int) -> dict[str, Any]:
-        """The leader's view, once so many vote and nobody learns."""
+        """The leader's view, once so many vote, all who run among them, and nobody learns."""
 
         async def promoted() -> dict[str, Any] | None:
             said = [await self.cluster(name) for name in self.masters.running]
             leading = [one for one in said if one and one["node"] == one["leader"]]
-            votes = [master["is_voter"] for one in leading for master in one["masters"]]
-            return leading[0] if votes == [True] * voters else None
+            voting = [master["id"] for one in leading for master in one["masters"] if master["is_voter"]]
+            is_whole = len(voting) == voters and len(leading[0]["masters"]) == voters
+            return leading[0] if is_whole and all(one and one["node"] in voting for one in said) else None
 
         return dict(await until(promoted))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.masters import Asking, Masters, asking
+from tests.e2e.processes import until
 
 
 def flip(path: Path) -> None:
@@ -56,12 +57,20 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Masters]:
 
 
 async def comes_back(masters: Masters, ask: Asking, name: str) -> None:
-    """One command, and the master is a learner, then a voter, with the state of the others."""
+    """One command, and the master is a learner, then a voter, under another id."""
     code, said = await masters.offline("join", name)
     assert code == 0, said
     assert "now start it" in said
     masters.serve(name)
-    await ask.voting(3)
+    view = await ask.voting(3)
+    ids = {master["url"]: master["id"] for master in view["masters"]}
+
+    def is_told(what: str) -> bool:
+        line = f"master={ids[masters.urls[name]]} {what}"
+        return any(line in masters.log_of(one) for one in masters.founders)
+
+    await until(lambda: is_told(f"at {masters.urls[name]} comes in"))
+    await until(lambda: is_told("has caught up and votes from now on"))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -61,6 +61,13 @@ async def test_what_cannot_be_is_refused_and_says_why(tmp_path: Path) -> None:
         picture = json.loads(out)
         assert (code, picture["voters"], picture["may_fail"]) == (0, 3, 0)
         assert [one["url"] for one in picture["masters"] if one["error"]] == [masters.urls[silent]]
+        masters.kill(leader)
+        await until(lambda: "leader=None" in masters.log_of(other)[-200:])
+        code, out, said = await masters.cli("cluster", "status")
+        assert (code, b"there is no leader; of 3 masters that vote 1 must come back" in said) == (0, True), said
+        code, _, said = await masters.cli("cluster", "snapshot", "--stale", "what.is.left")
+        assert code == 0, said
+        assert (masters.directory / "what.is.left").stat().st_size > 0
 
 
 async def test_a_fourth_and_a_fifth_come_in_and_old_settings_do_not_matter(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ async def test_an_owner_is_found_with_its_token(tmp_path: Path, master: FakeMast
         assert await find(config) == ((master.url,), "t")
         async with connect(config) as connection:
             assert not connection.is_embedded
-            assert (await connection.client.fetch_cluster())["node"] == "n1"
+            assert [one["name"] for one in (await connection.client.fetch_agents())["items"]] == ["box"]
 
 
 async def test_nothing_here_yet_is_said_so(tmp_path: Path) -> None:

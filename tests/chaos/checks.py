@@ -61,7 +61,10 @@ async def _no_run_is_left(group: Group) -> bool:
 def check_files(group: Group, acknowledged: Mapping[str, str], side_file: Path) -> Findings:
     """After every master was killed: their states against each other, and one against what was acknowledged."""
     findings = Findings()
-    states = {name: _copied(group, name) for name in group.masters}
+    try:
+        states = {name: _copied(group, name) for name in group.masters}
+    except sqlite3.DatabaseError as error:
+        return Findings([f"a master has no state: {error}"])
     hashes = {name: (*_position(path), tables_hash(path)) for name, path in states.items()}
     if len(set(hashes.values())) != 1:
         findings.violations.append(f"the states differ (index, digest, hash of all tables): {hashes}")

@@ -59,11 +59,11 @@ async def failing_fsync(scene: Scene) -> None:
             try:
                 code = await scene.group.exit_of(name, _ENDS_WITHIN_S)
             except AssertionError:
-                scene.problems.append(f"{name} goes on {_ENDS_WITHIN_S:g} s after an fsync failed")
+                scene.fail(f"{name} goes on {_ENDS_WITHIN_S:g} s after an fsync failed")
                 return
         scene.say(f"{name} ended with {code} after {loop.time() - begun:.1f} s")
         if code == 0:
-            scene.problems.append(f"{name} ended with 0 after an fsync failed")
+            scene.fail(f"{name} ended with 0 after an fsync failed")
         await asyncio.sleep(scene.chance.uniform(0.2, 2.0))
         scene.group.start(name)
         await _back(scene, name)
@@ -76,6 +76,8 @@ async def full_disk(scene: Scene) -> None:
     with scene.harming(name) as taken:
         if taken is None:
             return
+        if scene.chance.random() < 0.5:
+            await scene.group.verb("cluster", "transfer", scene.group.urls[name])
         leader = await scene.leader()
         ballast = scene.group.data_dir(name) / "ballast"
         seconds = scene.chance.uniform(3.0, 10.0)
@@ -102,7 +104,7 @@ async def _back(scene: Scene, name: str) -> None:
     try:
         await caught_up(scene.group, name, 30.0)
     except AssertionError as late:
-        scene.problems.append(str(late))
+        scene.fail(str(late))
 
 
 @contextlib.contextmanager

@@ -29,6 +29,11 @@ class Scene:
     def say(self, text: str) -> None:
         self.timeline.say(text)
 
+    def fail(self, what: str) -> None:
+        """A violation."""
+        self.problems.append(what)
+        self.timeline.say(f"VIOLATION: {what}")
+
     @contextmanager
     def harming(self, name: str | None) -> Iterator[str | None]:
         """Of `name`, unless another fault is at it already."""
@@ -200,7 +205,7 @@ async def upgrade(scene: Scene) -> None:
                 continue
             scene.say(f"SIGTERM {name}{' (leader)' if name == leader else ''}")
             if code := await group.stop(name):
-                scene.problems.append(f"{name} ended with {code} after SIGTERM")
+                scene.fail(f"{name} ended with {code} after SIGTERM")
             group.start(name)
             await caught_up(group, name, 30.0)
             scene.say(f"{name} is back and has caught up")

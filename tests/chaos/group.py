@@ -22,6 +22,7 @@ TOKEN: Final = "token-of-the-chaos"
 ROOT: Final = Path(__file__).parent.parent.parent
 PISTAGE: Final = (sys.executable, "-m", "pistage")
 _END_S = 20.0
+_VERB_S = 90.0
 
 
 class Network(Protocol):
@@ -67,7 +68,6 @@ class Group:
         self.agents = [f"a{n}" for n in range(1, shape.agents + 1)]
         self.urls = {name: f"http://{self._network.address(name)}" for name in self.masters}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.flags: dict[str, tuple[str, ...]] = {}  # of one master, beside those of all
         self._paused: set[str] = set()
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PISTAGE_")}
         self.environ = clean | {"PISTAGE_TOKEN": TOKEN}
@@ -80,38 +80,36 @@ class Group:
 
     def start(self, name: str) -> None:
         assert name not in self.running, f"{name} runs already"
-        urls = ",".join(self.urls.values())
-        if name in self.urls:
-            role: tuple[str, ...] = (
-                "master",
-                "--listen",
-                self._network.address(name),
-                "--peers",
-                urls,
-                "--disk-free-min",
-                "0",
-            )
-            extra = self.shape.master_flags + self.flags.get(name, ())
-        else:
-            role = (
-                "agent",
-                "--masters",
-                urls,
-                "--name",
-                name,
-                "--runtime",
-                "host",
-                "--allow-host-runtime",
-                "--ignore-images",
-            )
-            extra = self.shape.agent_flags
-        prefix = self._network.prefix(name) if name in self.urls else ()
-        where = ("--data-dir", str(self.data_dir(name)), "-v")
+        flags = ("master", *self.master_flags(name)) if name in self.urls else ("agent", *self._agent_flags(name))
+        command = [*self.prefix(name), *PISTAGE, "serve", "--role", *flags, "-v"]
         with self.log_path(name).open("ab") as log:
-            command = [*prefix, *PISTAGE, "serve", "--role", *role, *extra, *where]
             self.running[name] = subprocess.Popen(
                 command, env=self.environ, stdout=log, stderr=log, cwd=ROOT, start_new_session=True
             )
+
+    def master_flags(self, name: str) -> tuple[str, ...]:
+        """The configuration of a master, for `serve` and for `cluster join`."""
+        where = ("--data-dir", str(self.data_dir(name)), "--listen", self._network.address(name))
+        peers = ("--peers", ",".join(self.urls.values()))
+        return (*where, *peers, "--disk-free-min", "0", *self.shape.master_flags)
+
+    def _agent_flags(self, name: str) -> tuple[str, ...]:
+        where = ("--data-dir", str(self.data_dir(name)), "--name", name, "--masters", ",".join(self.urls.values()))
+        return (*where, "--runtime", "host", "--allow-host-runtime", "--ignore-images", *self.shape.agent_flags)
+
+    def prefix(self, name: str) -> tuple[str, ...]:
+        """What stands before the command of a process that is to be where this one is."""
+        return self._network.prefix(name) if name in self.urls else ()
+
+    async def verb(self, *arguments: str, prefix: Sequence[str] = ()) -> tuple[int, str]:
+        """A verb of the command line: exit code, and what it says on standard error."""
+        process = await asyncio.create_subprocess_exec(
+            *prefix, *PISTAGE, *arguments, env=self.environ | {"PISTAGE_SERVER": ",".join(self.urls.values())},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT,
+        )  # fmt: skip
+        async with asyncio.timeout(_VERB_S):
+            _, told = await process.communicate()
+        return process.returncode or 0, told.decode(errors="replace").strip()
 
     def pid(self, name: str) -> int:
         return self.running[name].pid

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from tests.chaos import disks, measures
+from tests.chaos import disks, measures, members
 from tests.chaos.faults import BASIC, NEEDS_NETWORK, Fault, Scene, upgrade
 from tests.chaos.group import Group, Shape, a_group
 from tests.chaos.network import namespaces
 from tests.chaos.session import Beside, Report, Script, play
 from tests.chaos.watch import Timeline
 
-FAULTS: Final[Mapping[str, Fault]] = BASIC | disks.FAULTS
+FAULTS: Final[Mapping[str, Fault]] = BASIC | disks.FAULTS | members.FAULTS
 _SMALL_DISK_MB: Final = 96
 
 
@@ -77,6 +77,11 @@ PRESETS: Final[Mapping[str, Preset]] = {
         about="every master stopped and started in turn, three times over",
         script=Script(seed=0, wants_all=True),
         beside=lambda: _rolling,
+    ),
+    "replace": Preset(
+        about="a master taken out, emptied and brought back, again and again",
+        faults=("replace",),
+        script=Script(seed=0, duration_s=60.0, wants_all=True),
     ),
     "failover": Preset(about="kill -9 of the leader to the next write, 30 times", measure=_failover),
     "all": Preset(

@@ -147,8 +147,7 @@ def _revive(scene: Scene) -> None:
     for name in group.masters:
         if name not in scene.hurt and group.has_ended(name):
             code = group.running.pop(name).returncode
-            scene.problems.append(f"{name} ended by itself with {code}")
-            scene.say(f"{name} ended by itself with {code}")
+            scene.fail(f"{name} ended by itself with {code}")
             group.start(name)
 
 

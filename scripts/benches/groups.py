@@ -140,6 +140,7 @@ class Pistage(Group):
     def command(self, node: int) -> list[str]:
         listen, peers = f"127.0.0.1:{self.ports[node]}", ",".join(self.urls)
         where = ["--data-dir", str(self.directory / str(node)), "--listen", listen, "--peers", peers]
+        # To see where time goes, a file that begins a profiler and then calls pistage.__main__.main.
         wrapper = os.environ.get("BENCH_PYTHON_OPTIONS", "-m pistage").split()
         return [sys.executable, *wrapper, "serve", "--role", "master", *where, *self._options]
 

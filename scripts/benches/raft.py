@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import signal
 import statistics
 import time
 from collections import defaultdict
@@ -58,7 +59,10 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 async def raft(directory: Path, options: Options) -> None:
-    """All the parts, one after the other."""
+    """All the parts, one after the other. A SIGTERM stops what was started, too."""
+    task = asyncio.current_task()
+    assert task is not None, "inside asyncio.run"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     if set(options.parts) & {"writes", "kills"}:
         groups.need_etcd()
     if "writes" in options.parts:

@@ -71,7 +71,7 @@ def check_files(group: Group, acknowledged: Mapping[str, str], side_file: Path) 
         findings.violations += _parted_tables(states)
     first = group.masters[0]
     findings.applied_index, _, findings.tables = hashes[first]
-    _check_runs(states[first], acknowledged, executions_in(side_file), findings)
+    check_runs(states[first], acknowledged, executions_in(side_file), findings)
     return findings
 
 
@@ -136,7 +136,7 @@ def executions_in(side_file: Path) -> dict[str, list[tuple[str, int]]]:
     return found
 
 
-def _check_runs(
+def check_runs(
     state: Path, acknowledged: Mapping[str, str], executions: Mapping[str, list[tuple[str, int]]], findings: Findings
 ) -> None:
     db = sqlite3.connect(state)
@@ -150,7 +150,9 @@ def _check_runs(
     made = {key: runs[0][0] for key, runs in asked.items()}
     wrong = findings.violations
     wrong += [f"{key}: acknowledged, and lost" for key in acknowledged if key not in made]
-    wrong += [f"{key}: acknowledged as {run}, is {made[key]}" for key, run in acknowledged.items() if key in made and made[key] != run]  # fmt: skip  # noqa: E501
+    for key, run_id in acknowledged.items():
+        if made.get(key, run_id) != run_id:
+            wrong.append(f"{key}: acknowledged as {run_id}, is {made[key]}")
     wrong += [f"{key}: made {len(runs)} runs" for key, runs in asked.items() if len(runs) != 1]
     wrong += [f"run {run_id}: no submission made it" for run_id in states.keys() - made.values()]
     for key, run_id in made.items():

@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -48,6 +50,8 @@ async def snapshot(directory: Path, runs: int) -> None:
         for _ in range(3):
             await asyncio.sleep(_FORGOTTEN_AFTER_S)
             await _report("during a snapshot", group, leader, _make_snapshot(group, leader))
+        await asyncio.sleep(_FORGOTTEN_AFTER_S)
+        await _report("during a backup", group, leader, _back_up(url, directory / "backup"))
         now, most = group.memory_mib(leader)
         print(f"  the leader holds {now:,.0f} MiB resident, at most {most:,.0f}", flush=True)
 
@@ -67,6 +71,16 @@ async def _make_snapshot(group: Pistage, leader: int) -> None:
     credential = hmac.new(TOKEN.encode(), b"pistage masters", hashlib.sha256).hexdigest()
     index = (await group.cluster(leader))["applied_index"]
     await ask(group.urls[leader], request("GET", f"/raft/v1/snapshot?index={index}", token=credential), timeout_s=300)
+
+
+async def _back_up(url: str, file: Path) -> None:
+    """As an operator would make one: all of it is sent to a client."""
+    environ = os.environ | {"PISTAGE_TOKEN": TOKEN, "PISTAGE_SERVER": url}
+    command = [sys.executable, "-m", "pistage", "cluster", "snapshot", str(file)]
+    process = await asyncio.create_subprocess_exec(*command, env=environ, stderr=asyncio.subprocess.PIPE)
+    _, said = await process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(said.decode())
 
 
 async def _report(label: str, group: Pistage, leader: int, during: object) -> None:

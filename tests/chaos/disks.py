@@ -102,7 +102,7 @@ def _fill(ballast: Path) -> None:
 
 async def _back(scene: Scene, name: str) -> None:
     try:
-        await caught_up(scene.group, name, 30.0)
+        await caught_up(scene.group, name, 60.0)
     except AssertionError as late:
         scene.fail(str(late))
 

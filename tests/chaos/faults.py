@@ -203,12 +203,17 @@ async def upgrade(scene: Scene) -> None:
         with scene.harming(name) as taken:
             if taken is None:
                 continue
+            if name not in group.running:
+                continue
             scene.say(f"SIGTERM {name}{' (leader)' if name == leader else ''}")
             if code := await group.stop(name):
                 scene.fail(f"{name} ended with {code} after SIGTERM")
             group.start(name)
-            await caught_up(group, name, 30.0)
-            scene.say(f"{name} is back and has caught up")
+            try:
+                await caught_up(group, name, 60.0)
+                scene.say(f"{name} is back and has caught up")
+            except AssertionError as late:
+                scene.fail(str(late))
 
 
 async def caught_up(group: Group, name: str, timeout_s: float) -> None:

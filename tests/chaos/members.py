@@ -19,7 +19,7 @@ async def replace(scene: Scene) -> None:
         if name is None:
             return
         code, said = await group.verb("cluster", "remove", group.urls[name])
-        if code:
+        if code and "no master" not in said:  # what a second try says where the first one's answer was lost
             scene.say(f"{name} is not taken out: {said}")  # another one is away, and too few would be left
             return
         scene.say(f"{name} is taken out")

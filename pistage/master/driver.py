@@ -12,9 +12,9 @@ import random
 import shutil
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar, assert_never
@@ -138,6 +138,7 @@ class Driver:
                     yield
             finally:
                 self.is_closed = True
+                self.state.stop_waiting()
                 self._observer.role_changed()
                 await self.reader.close()
 
@@ -206,9 +207,9 @@ class Driver:
 
     def _stop_as_told(self, fatal: raft.Fatal) -> None:
         log.critical("this master stops: %s", fatal.reason)
+        self.fail(PistageError(Code.STORAGE, fatal.reason, hint=REPLACE_HINT))
         if fatal.is_state_damaged:
             self.state.refuse_from_now_on(fatal.reason)
-        self.fail(PistageError(Code.STORAGE, fatal.reason, hint=REPLACE_HINT))
 
     def fail(self, error: BaseException) -> None:
         """Stop taking part; whoever is inside `running` is left with this error."""
@@ -238,7 +239,22 @@ class Driver:
         """Tell the node what happened, and do what follows."""
         if self.is_closed:
             return
-        for action in self.node.step(event):
+        with self._failing_with_whatever_is_raised():
+            self._carry_out(self.node.step(event))
+            self._write_next()
+            self._apply_next()
+
+    @contextmanager
+    def _failing_with_whatever_is_raised(self) -> Iterator[None]:
+        """A step, or the news of one, that was broken off half-way is not to be gone on from, whoever has called."""
+        try:
+            yield
+        except Exception as error:
+            log.critical("this master stops: a bug of ours", exc_info=error)
+            self.fail(error)
+
+    def _carry_out(self, actions: Iterable[raft.Action]) -> None:
+        for action in actions:
             match action:
                 case raft.Persist():
                     self._writes.append(action)
@@ -263,8 +279,6 @@ class Driver:
                     self._stop_as_told(action)
                 case _:
                     assert_never(action)
-        self._write_next()
-        self._apply_next()
 
     def when_written(self, call: Callable[[], None]) -> None:
         """Call it soon; while this master leads, not before the log's thread is free: more gathers meanwhile."""
@@ -285,7 +299,11 @@ class Driver:
         batch = tuple(self._writes)
         self._writing = len(batch)
         writing = asyncio.get_running_loop().run_in_executor(self._log_thread, self._log.write, batch)
-        writing.add_done_callback(lambda done: self._written(batch, done.exception()))
+        writing.add_done_callback(lambda done: self._on_written(batch, done.exception()))
+
+    def _on_written(self, batch: Sequence[raft.Persist], error: BaseException | None) -> None:
+        with self._failing_with_whatever_is_raised():
+            self._written(batch, error)
 
     def _written(self, batch: Sequence[raft.Persist], error: BaseException | None) -> None:
         self._writing = 0
@@ -326,12 +344,18 @@ class Driver:
         self._is_applying = True
         self._resting.clear()
         applying = asyncio.get_running_loop().run_in_executor(self._apply_thread, self.state.apply, batch)
-        applying.add_done_callback(lambda done: self._applied(batch, done))
+        applying.add_done_callback(lambda done: self._on_applied(batch, done))
+
+    def _on_applied(self, batch: Sequence[raft.Entry], done: asyncio.Future[Applied]) -> None:
+        with self._failing_with_whatever_is_raised():
+            self._applied(batch, done)
 
     def _applied(self, batch: Sequence[raft.Entry], done: asyncio.Future[Applied]) -> None:
         self._is_applying = False
         self._resting.set()
         if (error := done.exception()) is not None:
+            if self.is_closed:
+                return
             log.critical("entries %d to %d cannot be applied: %s", batch[0].index, batch[-1].index, error)
             self.fail(error)
             return
@@ -393,8 +417,10 @@ class Driver:
             self._applies.clear()  # all of it is in the snapshot, or follows once this is durable
             while self._durable_seq < taken[0]:
                 await self._durable.wait()
-            former, self.state = self.state, await self._in(self._apply_thread, lambda: State(path))
+            state = await self._in(self._apply_thread, lambda: State(path))
             await self.reader.move(path)
+            # Only now: where the state says that it is, whoever reads must find it.
+            former, self.state = self.state, state
             await self._in(self._apply_thread, former.close)
             await asyncio.to_thread(shutil.rmtree, former.path.parent, ignore_errors=True)
             log.info("installed a snapshot at index=%d", fetched.base.index)

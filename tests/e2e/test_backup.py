@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.masters import Asking, Masters, a_group
 from tests.e2e.processes import until
+
+pytestmark = pytest.mark.slow
 
 
 async def joins_all(masters: Masters, ask: Asking, names: list[str], voters: int) -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests.e2e.masters import Asking, Masters, asking
 from tests.e2e.processes import until
 
+pytestmark = pytest.mark.slow
+
 
 def flip(path: Path) -> None:
     """Change one byte, anywhere."""

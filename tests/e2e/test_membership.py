@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.masters import a_group
 from tests.e2e.processes import until
+
+pytestmark = pytest.mark.slow
 
 
 async def test_leadership_goes_where_it_is_sent_and_no_request_fails(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ class Replica:
 
     def _refuse_unless_able(self, command: Command) -> None:
         if self._driver.is_closed:
-            raise PistageError(Code.UNAVAILABLE, "this master is stopping: its disk or its state failed")
+            raise _stopping()
         if self.is_disk_full and self.is_alone:
             raise PistageError(Code.STORAGE, "the master's disk is full", hint="free some space; nothing was changed")
         if commands.version_of(command) > self.command_version:
@@ -293,7 +293,7 @@ class Replica:
 
     async def change_membership(self, change: raft.Change) -> None:
         """One step of one member; returns once it is committed. PistageError: why not."""
-        reply = await self._ask(lambda token: raft.Conf(token=token, change=change))
+        reply = self._ask(lambda token: raft.Conf(token=token, change=change))
         try:
             async with asyncio.timeout(OUTCOME_WAIT_S):
                 await self.until_applied(reply.index)
@@ -302,7 +302,7 @@ class Replica:
 
     async def transfer(self, target: str) -> None:
         """Hand leadership to that node; returns once it leads. PistageError if it does not in time."""
-        await self._ask(lambda token: raft.Transfer(token=token, target=target))
+        self._ask(lambda token: raft.Transfer(token=token, target=target))
         try:
             async with asyncio.timeout(_HANDOVER_WAIT_S):
                 while self.leader != target:
@@ -322,10 +322,13 @@ class Replica:
             except PistageError as error:
                 log.warning("leadership was not handed over: %s", error)
 
-    async def _ask(self, event_with: Callable[[int], raft.Conf | raft.Transfer]) -> raft.Reply:
-        answer: asyncio.Future[raft.Reply] = asyncio.get_running_loop().create_future()
-        self._driver.step(event_with(self._pending.ask(answer.set_result)))
-        reply = await answer
+    def _ask(self, event_with: Callable[[int], raft.Conf | raft.Transfer]) -> raft.Reply:
+        """What the core answers at once."""
+        replies: list[raft.Reply] = []
+        self._driver.step(event_with(self._pending.ask(replies.append)))
+        if not replies:  # it has failed, and answers nothing any more
+            raise _stopping()
+        (reply,) = replies
         if reply.refusal is not None:
             raise refusal_of(reply)
         return reply
@@ -369,3 +372,9 @@ class Replica:
             self._led_term = 0
         self._role_changed.set()
         self._role_changed = asyncio.Event()
+
+
+def _stopping() -> PistageError:
+    return PistageError(
+        Code.UNAVAILABLE, "this master is stopping: its disk or its state failed", hint="ask another master"
+    )

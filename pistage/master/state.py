@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sqlite3
-import time
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,13 +21,15 @@ from pistage import raft, wire
 from pistage.core import machine
 from pistage.core.commands import Command
 from pistage.core.machine import Outcome
-from pistage.errors import PistageError
+from pistage.errors import Code, PistageError
 from pistage.master.checksums import PageSums, damaged, is_full
+from pistage.master.directories import sync_directory
 
 log = logging.getLogger(__name__)
 
 _CHECKPOINT_BYTES = 8 << 20  # of the write-ahead log
 _CHECKPOINT_ENTRIES = 2_000
+_SPACE_RETRY_S = 1.0
 _READERS = 4  # reads of the API wait for a connection rather than pile up threads
 
 
@@ -44,6 +47,7 @@ class State:
     def __init__(self, path: Path, *, membership: str = "") -> None:
         """Open the state, or begin one with that `membership`. PistageError `storage` if the file is damaged."""
         self.path = path
+        self._is_leaving = threading.Event()
         self._sums = PageSums(path)
         try:
             mark = self._sums.verify()
@@ -74,11 +78,13 @@ class State:
     def apply(self, entries: Sequence[raft.Entry]) -> Applied:
         """Apply committed entries and their place in the log in one transaction.
 
-        A full disk is waited out: the entries are committed, so there is no way but forward.
+        A full disk is waited out: the entries are committed, so there is no way but forward. PistageError `storage`
+        once nobody waits any more.
         """
         while (applied := self._apply_unless_full(entries)) is None:
             log.error("the disk is full: state.db waits for space at index=%d", entries[0].index)
-            time.sleep(1.0)
+            if self._is_leaving.wait(_SPACE_RETRY_S):
+                raise PistageError(Code.STORAGE, "the master's disk is full", hint="free some space on it")
         self._checkpoint_if_due()
         return applied
 
@@ -146,7 +152,18 @@ class State:
 
     def refuse_from_now_on(self, reason: str) -> None:
         """The others have found that this state is not theirs: no master starts on it again."""
-        _refusal_path(self.path).write_text(reason + "\n", encoding="utf-8")
+        try:
+            with _refusal_path(self.path).open("w", encoding="utf-8") as file:
+                file.write(reason + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            sync_directory(self.path.parent)
+        except OSError as error:  # this master ends all the same, and the others will find it again
+            log.error("that %s is damaged could not be written down beside it: %s", self.path, error)
+
+    def stop_waiting(self) -> None:
+        """Let an `apply` that waits for space end without it. From any thread."""
+        self._is_leaving.set()
 
     def close(self) -> None:
         """Close the file, after every reader of it."""
@@ -204,6 +221,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._free: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue()
+        self._open = 0
         self._moving = asyncio.Lock()
 
     async def open(self) -> None:
@@ -211,8 +229,9 @@ class Reader:
         for _ in range(_READERS):
             db = await aiosqlite.connect(f"file:{self.path}?mode=ro", uri=True, isolation_level=None)
             db.row_factory = sqlite3.Row
-            await db.execute("PRAGMA wal_autocheckpoint = 0")
             self._free.put_nowait(db)
+            self._open += 1
+            await db.execute("PRAGMA wal_autocheckpoint = 0")
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
@@ -236,7 +255,8 @@ class Reader:
             await self.open()
 
     async def close(self) -> None:
-        """Close the connections, each when its reader is through."""
-        for _ in range(_READERS):
+        """Close the connections that are open, each when its reader is through: a `move` may have been broken off."""
+        while self._open:
             db = await self._free.get()
+            self._open -= 1
             await db.close()

@@ -81,8 +81,8 @@ def test_a_full_disk_under_the_state_is_waited_out(tmp_path: Path, monkeypatch: 
     def make_space(_: float) -> None:
         state._db.execute("PRAGMA max_page_count = 1000000")
 
-    monkeypatch.setattr("pistage.master.state.time.sleep", make_space)
     state = State(tmp_path / "state.db")
+    monkeypatch.setattr(state._is_leaving, "wait", make_space)
     pages = state._db.execute("PRAGMA page_count").fetchone()[0]
     state._db.execute(f"PRAGMA max_page_count = {pages + 2}")
     applied = state.apply(

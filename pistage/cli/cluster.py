@@ -73,7 +73,7 @@ def remove(*, master: str, config: Config[ClientConfig]) -> None:
 
     answer = groups.run(ask())
     gone, left = answer["removed"], sum(one["is_voter"] for one in answer["masters"])
-    output.say(f"master {gone['id']} at {gone['url']} is out; voters left: {left}")
+    output.say(f"master {gone['id']} at {gone['url'] or 'an unknown address'} is out; voters left: {left}")
     output.say("stop it if it runs; `pistage cluster join` there would bring it back as a new member")
 
 

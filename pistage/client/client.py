@@ -153,8 +153,12 @@ class Client:
         return cast(dict[str, Any], await self._post("/cluster/transfer", {"master": master}))
 
     async def remove_master(self, master: str) -> dict[str, Any]:
-        """Take this master out of the group: who was removed, and who is left."""
-        return cast(dict[str, Any], await self._post("/cluster/remove", {"master": master}))
+        """Take a master, by a prefix of its id or by its URL, out of the group: who it was, and who is left."""
+        known = (await self.fetch_cluster())["masters"]
+        found = [one["id"] for one in known if one["id"].startswith(master.lower()) or one["url"] == master.rstrip("/")]
+        # By its whole id: where the first answer is lost, asking again must not say that there is no such master.
+        named = found[0] if len(found) == 1 else master
+        return cast(dict[str, Any], await self._post("/cluster/remove", {"master": named}))
 
     async def save_snapshot(self, path: Path, *, is_stale: bool = False) -> int:
         """Bring a snapshot of the state into a file; its size. `is_stale`: as it is at the master that answers."""

@@ -33,8 +33,9 @@ async def test_a_master_that_is_taken_out_comes_back_as_a_new_one(tmp_path: Path
         before = await ask.cluster(leader)
         assert before is not None
         async with ask.steady_load(*others):  # also while the leader itself is the one that goes
-            code, _, said = await masters.cli("cluster", "remove", before["node"])
-            assert code == 0, said
+            for _ in range(2):  # the first answer may be lost: asked again, it is the same
+                code, _, said = await masters.cli("cluster", "remove", before["node"])
+                assert code == 0, said
             masters.stop(leader)
             code, told = await masters.offline("join", leader)
             assert code == 0, told

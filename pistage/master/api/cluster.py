@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pistage import __version__, wire
-from pistage.core import limits
+from pistage.core import ids, limits
 from pistage.core.commands import SetAgentDrain
 from pistage.errors import Code, PistageError
 from pistage.master import reads
@@ -141,13 +141,15 @@ class ClusterRoutes:
         if not reference:
             raise PistageError(Code.INVALID, "no master is named", hint='send {"master": id or URL}')
         context, replica = self._context, self._context.replica
-        node_id = context.members.resolve(reference)
+        is_out = ids.is_id(reference) and reference not in replica.membership.members  # as it would be after this
+        node_id = reference if is_out else context.members.resolve(reference)
         removed = {"id": node_id, "url": context.url_of(node_id)}
         if node_id == replica.node_id:
             successor = self._successor(is_leader_removed=True)
             await replica.transfer(successor)
             return await forward(context, request, context.url_of(successor) or "", body)
-        await context.members.remove(node_id)
+        if not is_out:
+            await context.members.remove(node_id)
         return http.answer({"removed": removed, "masters": [self._master(one) for one in replica.membership.members]})
 
     def _successor(self, *, is_leader_removed: bool = False) -> str:

@@ -130,6 +130,8 @@ class Dispatch:
         return _LOOK_EVERY_S if decided.wake_at is None else max(0.0, (decided.wake_at - self._replica.now_ms()) / 1000)
 
     async def _has_room(self) -> bool:
+        if not self._sessions.has_any:
+            return False
         async with self._replica.reader.snapshot() as snapshot:
             agents = await reads.candidates(snapshot)
         return any(

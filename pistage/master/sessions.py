@@ -90,6 +90,11 @@ class Sessions:
                 log.warning("this master stood still for %.1f s: every agent gets a lease anew", late_s)
                 self._listening_since = time.monotonic()
 
+    @property
+    def has_any(self) -> bool:
+        """Whether any agent has a session here."""
+        return bool(self._sessions)
+
     def is_connected(self, agent_id: str) -> bool:
         """Whether the agent has a session here."""
         return agent_id in self._sessions

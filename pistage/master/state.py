@@ -222,6 +222,7 @@ class Reader:
         self.path = path
         self._free: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue()
         self._open = 0
+        self._left_open: set[aiosqlite.Connection] = set()
         self._moving = asyncio.Lock()
 
     async def open(self) -> None:
@@ -237,13 +238,17 @@ class Reader:
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         """A view of everything applied before this call."""
         db = await self._free.get()
+        was_left_open = db in self._left_open
+        self._left_open.add(db)
         try:
             # A reader that was cancelled, because its client hung up, leaves its transaction open: the thread of
             # the connection may still be at its last query, and nobody is there to wait for the end of it.
-            await db.rollback()
+            if was_left_open:
+                await db.rollback()
             await db.execute("BEGIN")
             yield Snapshot(db)
             await db.rollback()
+            self._left_open.discard(db)
         finally:
             self._free.put_nowait(db)
 

@@ -51,6 +51,8 @@ id, project, name, number, owner, state, reason, priority, queue, notes, cancel_
 created_at, started_at, finished_at
 """
 
+_APPLIED_INDEX = "(SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'applied_index') AS applied_index"
+
 
 def run_head(row: Row) -> dict[str, Any]:
     """A run without its tasks."""
@@ -92,20 +94,20 @@ async def list_runs(
 
 async def show_run(snapshot: Snapshot, run_id: str, why_waiting: WhyWaiting) -> dict[str, Any]:
     """A run with its tasks, their attempts and their steps."""
-    row = await snapshot.row(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = ?", (run_id,))
+    row = await snapshot.row(f"SELECT {_RUN_COLUMNS}, {_APPLIED_INDEX} FROM run WHERE id = ?", (run_id,))
     if row is None:
         raise PistageError(Code.NOT_FOUND, f"no run {run_id}", hint="pistage ps lists the runs")
     attempts: dict[int, list[Row]] = {}
     for attempt in await snapshot.rows(_ATTEMPTS, (run_id,)):
         attempts.setdefault(attempt["position"], []).append(attempt)
     steps: dict[str, dict[str, Row]] = {}
-    for step in await snapshot.rows(_STEPS, (run_id,)):
+    for step in await snapshot.rows(_STEPS, (run_id,)) if attempts else ():
         steps.setdefault(step["attempt_id"], {})[step["id"]] = step
     tasks = [
         _task(task, attempts.get(task["position"], []), steps, why_waiting)
         for task in await snapshot.rows(_TASKS, (run_id,))
     ]
-    return run_head(row) | {"tasks": tasks, "applied_index": await snapshot.applied_index()}
+    return run_head(row) | {"tasks": tasks, "applied_index": row["applied_index"]}
 
 
 _TASKS = """

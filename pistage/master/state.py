@@ -264,4 +264,5 @@ class Reader:
         while self._open:
             db = await self._free.get()
             self._open -= 1
+            self._left_open.discard(db)
             await db.close()

@@ -21,7 +21,7 @@ from pistage.master.feeds import COPY_BYTES, RUNS_AT_ONCE, Courier
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended
 from pistage.master.owning import running
-from pistage.master.peers import Peers
+from pistage.master.peers import UNREACHABLE, Peers
 from pistage.master.tenure import LISTED_AT_ONCE, SURVEYED_AT_ONCE, Group, Tenure, deposed
 from pistage.wire import Copied, Copy, CopyAnswer, CopyQuestion, Extents, Fetch, Inventory, LogFrame, Survey
 
@@ -143,7 +143,7 @@ class HttpCourier:
                 body = await response.read()
                 if response.status != 200:
                     raise _refusal_in(body)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except UNREACHABLE as error:
             raise PistageError(Code.UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
         return wire.unpack_copy_answer(question, body)
 

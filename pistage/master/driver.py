@@ -399,6 +399,7 @@ class Driver:
             return await asyncio.to_thread(contents_of, path)
         except (PistageError, OSError) as error:
             log.warning("no snapshot from master=%s: %s", wanted.source, error)
+            await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)  # the disk may be full of it
             await asyncio.sleep(_FETCH_RETRY_S)
             self.step(raft.SnapFailed())
             return None

@@ -26,7 +26,7 @@ from pistage.master.api import http
 from pistage.master.checksums import damaged
 from pistage.master.directories import sync_directory
 from pistage.master.listening import listening
-from pistage.master.peers import credential_of
+from pistage.master.peers import UNREACHABLE, credential_of
 from pistage.master.store import DurableLog, Identity
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ async def fetch_hello(session: aiohttp.ClientSession, url: str) -> wire.PeerHell
             if response.status != 200:
                 return PistageError(Code.UNAVAILABLE, f"{url} answered {response.status}")
             return wire.unpack_hello(await response.read())
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+    except UNREACHABLE as error:
         return PistageError(Code.UNAVAILABLE, f"{url}: {error or type(error).__name__}")
     except PistageError as error:
         return PistageError(error.code, f"{url}: {error.message}", hint=error.hint)

@@ -19,7 +19,7 @@ from pistage.core.commands import FoundCluster, RaiseVersion, RegisterMaster
 from pistage.errors import Code, PistageError
 from pistage.master import reads
 from pistage.master.founding import fetch_hello
-from pistage.master.peers import Peers
+from pistage.master.peers import UNREACHABLE, Peers
 from pistage.master.replica import Replica
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Members:
                     if response.status == 200:
                         return
                     log.warning("%s does not let this master in: %s", url, (await response.text())[:500])
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            except UNREACHABLE as error:
                 log.warning("%s cannot be asked to let this master in: %s", url, error or type(error).__name__)
 
     # --- on the leader -------------------------------------------------------------------------------------------

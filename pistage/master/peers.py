@@ -38,7 +38,10 @@ _UNANSWERED_MS = 3_000  # what the kernel cannot deliver for so long: a cut link
 _SNAPSHOT_S = 600.0  # copying a large state takes the other master a while
 _PART_S = 30.0
 _PART_TRIES = 5
-_LINK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, PistageError, TypeError)
+#: How it shows that nobody can be asked at a URL. ValueError: what stands there is no name of a host (IDNA), or the
+#: answer no text; whoever has configured it so must not stop those who try it.
+UNREACHABLE: Final = (aiohttp.ClientError, OSError, ValueError)
+_LINK_ERRORS: Final = (*UNREACHABLE, PistageError, TypeError)
 
 
 def credential_of(token: str | None) -> str | None:
@@ -151,16 +154,17 @@ class Peers:
             raise PistageError(Code.UNAVAILABLE, f"where master {source} is reached is not known")
         try:
             text = await self._fetch(f"{url}{SNAPSHOT_PATH}", {"index": str(index)}, _SNAPSHOT_S)
-            manifest = snapshots.manifest_from_json(text.decode())
+            manifest = snapshots.manifest_from_json(text)
             with path.open("xb") as file:
                 for number in range(len(manifest.sha256)):
-                    file.write(await self._fetch_part(url, manifest, number))
+                    part = await self._fetch_part(url, manifest, number)
+                    await asyncio.to_thread(file.write, part)
                 file.flush()
                 await asyncio.to_thread(os.fsync, file.fileno())
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise PistageError(Code.UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
-        sync_directory(path.parent)
-        sync_directory(path.parent.parent)
+        await asyncio.to_thread(sync_directory, path.parent)
+        await asyncio.to_thread(sync_directory, path.parent.parent)
 
     async def _fetch_part(self, url: str, manifest: snapshots.Manifest, number: int) -> bytes:
         for left in reversed(range(_PART_TRIES)):
@@ -256,7 +260,7 @@ class _Link:
                     raw = self._queue.popleft()
                     self._queued_bytes -= len(raw)
                     await stream.send_bytes(raw)
-        except (aiohttp.ClientError, ConnectionError):
+        except (aiohttp.ClientError, OSError):
             return
 
     async def _until_closed(self, stream: aiohttp.ClientWebSocketResponse) -> None:

@@ -144,7 +144,7 @@ def manifest_to_json(manifest: Manifest) -> object:
     return codec.to_jsonable(Manifest, manifest)
 
 
-def manifest_from_json(text: str) -> Manifest:
+def manifest_from_json(text: bytes) -> Manifest:
     """The inverse; PistageError for anything else."""
     manifest: Manifest = codec.from_json(Manifest, text)
     return manifest

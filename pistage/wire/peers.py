@@ -5,14 +5,15 @@ A message is `[kind, src, dst, term, ...its other fields in order]`, an entry `[
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any, Final, get_args
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from pistage.core import codec
 from pistage.errors import Code, PistageError
 from pistage.raft.messages import Append, Entry, Kind, Message
+from pistage.raft.quorum import Config
 from pistage.wire.packing import pack_value, unpack_value
 
 PEER_PROTOCOL: Final = 1
@@ -53,6 +54,12 @@ _KINDS: Final[tuple[type[Any], ...]] = get_args(Message)
 _CODE: Final[Mapping[type[Any], int]] = {kind: n for n, kind in enumerate(_KINDS)}
 _NAMES_OF: Final = [tuple(field.name for field in fields(kind)) for kind in _KINDS]
 _VALUES_OF: Final = [attrgetter(*names) for names in _NAMES_OF]
+#: What may stand in each place: past the door, the core takes it for granted.
+_TYPES_OF: Final = [
+    tuple(get_origin(hint) or hint for hint in (get_type_hints(kind)[name] for name in names))
+    for kind, names in zip(_KINDS, _NAMES_OF, strict=True)
+]
+_NUMBER_MAX: Final = 1 << 63  # what SQLite holds
 _APPEND: Final = _CODE[Append]
 _ENTRIES_AT: Final = _NAMES_OF[_APPEND].index("entries")
 
@@ -71,11 +78,33 @@ def unpack_peer_message(raw: bytes) -> Message:
     try:
         code, *values = unpack_value(raw)
         if code == _APPEND:
-            values[_ENTRIES_AT] = tuple(
-                Entry(index=index, term=term, kind=Kind(kind), payload=payload)
-                for index, term, kind, payload in values[_ENTRIES_AT]
-            )
+            values[_ENTRIES_AT] = tuple(_entry_in(*parts) for parts in values[_ENTRIES_AT])
+        _refuse_unfit(values, _TYPES_OF[code])
         message: Message = _KINDS[code](**dict(zip(_NAMES_OF[code], values, strict=True)))
-    except (TypeError, ValueError, IndexError):
+        if isinstance(message, Append):
+            _refuse_gaps(message)
+    except (TypeError, ValueError, LookupError):
         raise PistageError(Code.INVALID, "not a message of the masters' protocol") from None
     return message
+
+
+def _entry_in(index: Any, term: Any, kind: Any, payload: Any) -> Entry:
+    _refuse_unfit((index, term, payload), (int, int, bytes))
+    entry = Entry(index=index, term=term, kind=Kind(kind), payload=payload)
+    if entry.kind is Kind.CONFIG:
+        Config.decode(payload)
+    return entry
+
+
+def _refuse_unfit(values: Sequence[Any], types: Sequence[type[Any]]) -> None:
+    for value, kind in zip(values, types, strict=True):
+        if type(value) is not kind or (kind is int and not 0 <= value < _NUMBER_MAX):
+            raise ValueError("not what stands in that place")
+
+
+def _refuse_gaps(message: Append) -> None:
+    index, term = message.prev_index, message.prev_term
+    for entry in message.entries:
+        if entry.index != index + 1 or not term <= entry.term <= message.term:
+            raise ValueError("entries that are not one after the other")
+        index, term = entry.index, entry.term

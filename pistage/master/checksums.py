@@ -22,6 +22,11 @@ from pistage.errors import Code, PistageError
 _HEAD = struct.Struct("<8sIQI")  # magic, page size, mark, number of pages; then a sum a page, then the sum of all that
 _MAGIC = b"pistage1"
 _WAL_MAGIC, _WAL_HEAD, _FRAME_HEAD = 0x377F0682, 32, 24  # https://www.sqlite.org/fileformat2.html#walformat
+_NOT_OF_THE_FILE = {
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+}  # fmt: skip
+_NO_SHARED_MEMORY = {sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP}
 REPLACE_HINT = (
     "this master cannot vote with it; the others go on. `pistage cluster join` with this master's configuration sets"
     " the damaged files aside and brings it back as a new member; a master that is alone needs a snapshot and"
@@ -80,7 +85,12 @@ class PageSums:
             for number in {number for number in changed if 0 < number <= pages} | set(range(known + 1, pages + 1)):
                 page = os.pread(file.fileno(), self._page_size, (number - 1) * self._page_size)
                 self._sums[number - 1] = zlib.crc32(page)
-        self._write(mark)
+        try:
+            self._write(mark)
+        except OSError:
+            # The next write takes the place of what stood in the log, and the sums beside the file are of before.
+            self._sums_path.unlink(missing_ok=True)
+            raise
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return True
 
@@ -192,6 +202,17 @@ class DamagedError(PistageError):
 def damaged(path: Path, what: str) -> DamagedError:
     """The refusal of a master whose files are not what it wrote."""
     return DamagedError(Code.STORAGE, f"{path} is damaged: {what}", hint=REPLACE_HINT)
+
+
+def unopened(path: Path, error: sqlite3.DatabaseError) -> PistageError:
+    """The refusal of a master that could not open this file: only what is not the disk's, or the user's, is damage."""
+    if is_full(error):
+        return PistageError(Code.STORAGE, f"{path} cannot be opened: its disk is full", hint="free some space on it")
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code & 0xFF in _NOT_OF_THE_FILE or code in _NO_SHARED_MEMORY:
+        hint = "see who owns the data directory, whether it can be written to, and who else has the file open"
+        return PistageError(Code.STORAGE, f"{path} cannot be opened: {error}", hint=hint)
+    return damaged(path, str(error))
 
 
 def is_full(error: Exception) -> bool:

@@ -83,6 +83,7 @@ def _copied(state_path: Path, to: Path) -> int:
     try:
         copy_state(state_path, to)
     except sqlite3.DatabaseError as error:
+        to.unlink(missing_ok=True)  # a full disk is not to stay full of it
         if error.sqlite_errorcode in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
             raise damaged(state_path, str(error)) from None
         raise PistageError(Code.STORAGE, f"no snapshot can be made: {error}", hint="is the disk full?") from None

@@ -22,7 +22,7 @@ from pistage.core import machine
 from pistage.core.commands import Command
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
-from pistage.master.checksums import PageSums, damaged, is_full
+from pistage.master.checksums import PageSums, damaged, is_full, unopened
 from pistage.master.directories import sync_directory
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class State:
     """The writer. Not thread-safe: every call comes from one thread at a time."""
 
     def __init__(self, path: Path, *, membership: str = "") -> None:
-        """Open the state, or begin one with that `membership`. PistageError `storage` if the file is damaged."""
+        """Open the state, or begin one with that `membership`. PistageError `storage`, DamagedError if the file is."""
         self.path = path
         self._is_leaving = threading.Event()
         self._sums = PageSums(path)
@@ -63,7 +63,7 @@ class State:
             self._db.execute("COMMIT")
             self.position = machine.position(self._db)
         except sqlite3.DatabaseError as error:
-            raise damaged(path, str(error)) from None
+            raise unopened(path, error) from None
         self.durable_index = 0  # up to here the log is not needed to bring the state up
         if (refusal := _refusal_path(path)).exists():
             raise damaged(path, refusal.read_text(encoding="utf-8").strip())

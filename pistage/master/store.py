@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pistage import raft
 from pistage.errors import Code, PistageError
-from pistage.master.checksums import PageSums, damaged, is_full
+from pistage.master.checksums import PageSums, damaged, is_full, unopened
 from pistage.master.directories import sync_directory
 
 _SCHEMA = """
@@ -63,19 +63,19 @@ class DurableLog:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open what `create` made. PistageError `storage` for a log that is damaged, or has lost its end."""
+        """Open what `create` made. PistageError `storage`: DamagedError for a log that is, or has lost its end."""
         self._sums = PageSums(path)
         self._mark_path = path.with_name("raft.mark")
         self._sums.verify()
         try:
             self._db = _opened(path)
         except sqlite3.DatabaseError as error:
-            raise damaged(path, str(error)) from None
+            raise unopened(path, error) from None
         try:
             self._load()
         except sqlite3.DatabaseError as error:
             self._db.close()
-            raise damaged(path, str(error)) from None
+            raise unopened(path, error) from None
         except PistageError:
             self._db.close()
             raise
@@ -155,10 +155,18 @@ class DurableLog:
                 self._db.execute("ROLLBACK")
             raise _as_refusal(error) from None
         self._writes += 1
-        os.pwrite(self._mark_fd, self._writes.to_bytes(8, "little"), 0)
+        self._mark()
         self._unmoved_bytes += size + 16384
         if self._unmoved_bytes > _CHECKPOINT_BYTES:
             self._checkpoint()
+
+    def _mark(self) -> None:
+        try:
+            os.pwrite(self._mark_fd, self._writes.to_bytes(8, "little"), 0)
+        except OSError as error:
+            # What was written is durable. A mark that is behind finds less, and never too much.
+            if not is_full(error):
+                raise
 
     def _carry_out(self, write: raft.Persist) -> int:
         db = self._db

@@ -1,5 +1,6 @@
 """A byte that changes on the disk is found at the next start, or changes nothing that anybody could notice."""
 
+import errno
 import random
 import shutil
 import sqlite3
@@ -12,7 +13,8 @@ import pytest
 from pistage import raft, wire
 from pistage.core import commands as c
 from pistage.errors import PistageError
-from pistage.master.snapshots import copy_state
+from pistage.master.checksums import DamagedError, PageSums
+from pistage.master.snapshots import Snapshots, copy_state
 from pistage.master.state import State
 from pistage.master.store import DurableLog
 from tests.core.plans import a_plan
@@ -197,3 +199,92 @@ def test_a_snapshot_whose_first_checkpoint_was_killed_is_no_damage(
     again = State(tmp_path / "installed.db")
     assert again.position.index == 9
     again.close()
+
+
+def test_a_checkpoint_that_could_not_write_its_sums_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, while the log goes on, then a kill."""
+    (tmp_path / "live").mkdir()
+    log = a_log(tmp_path / "live")
+    persist(log, [submitted(1)])
+    persist(log, [submitted(n) for n in range(2, 400)])
+    write, written = PageSums._write, 0
+
+    def full(sums: PageSums, mark: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 1:
+            raise OSError(errno.ENOSPC, "full")
+        write(sums, mark)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PageSums, "_write", full)
+        log._checkpoint()
+    assert written == 2
+    persist(log, [submitted(400)])
+    again = DurableLog(crashed(tmp_path / "live", "left") / "raft.db")
+    assert again.last_index == 400
+    again.close()
+    log._checkpoint()
+    persist(log, [submitted(401)])
+    left = crashed(tmp_path / "live", "later")
+    flip(left / "raft.db", (left / "raft.db").stat().st_size // 2)
+    with pytest.raises(DamagedError):
+        DurableLog(left / "raft.db")
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (sqlite3.SQLITE_FULL, "its disk is full"),
+        (sqlite3.SQLITE_CANTOPEN, "cannot be opened"),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, "cannot be opened"),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, "cannot be opened"),
+    ],
+)
+def test_what_the_disk_or_its_rights_refuse_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    def refuse(*given: object, **named: object) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("refused")
+        error.sqlite_errorcode = code
+        raise error
+
+    a_log(tmp_path).close()
+    State(tmp_path / "state.db").close()
+    monkeypatch.setattr("pistage.master.store.sqlite3.connect", refuse)
+    for opened in (lambda: DurableLog(tmp_path / "raft.db"), lambda: State(tmp_path / "state.db")):
+        with pytest.raises(PistageError, match=said) as caught:
+            opened()
+        assert not isinstance(caught.value, DamagedError)
+        assert caught.value.hint and "pistage cluster join" not in caught.value.hint
+
+
+def test_a_mark_that_finds_no_space_stops_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    log = a_log(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("pistage.master.store.os.pwrite", full)
+        persist(log, [submitted(1)])
+    persist(log, [submitted(2)])
+    log.close()
+    log = DurableLog(tmp_path / "raft.db")
+    assert log.last_index == 2
+    log.close()
+
+
+def test_a_snapshot_that_finds_no_space_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state_path: Path, to: Path) -> None:
+        to.write_bytes(b"a part of it")
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr("pistage.master.snapshots.copy_state", full)
+    with pytest.raises(PistageError, match="no snapshot can be made"):
+        Snapshots(tmp_path / "snapshots").offer(tmp_path / "state.db", 1)
+    assert not any((tmp_path / "snapshots").iterdir())

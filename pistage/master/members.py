@@ -43,7 +43,7 @@ class Members:
     """`serve` on every master; `lead` on the one that leads."""
 
     def __init__(self, replica: Replica, peers: Peers, *, seeds: Sequence[str]) -> None:
-        self._replica, self._peers, self._seeds = replica, peers, seeds
+        self._replica, self._peers, self._seeds = replica, peers, {seed.rstrip("/") for seed in seeds}
         self._joining = asyncio.Lock()
         self.registered: Mapping[str, Registration] = {}
         self.is_taken_out = False  # as far as is known
@@ -59,7 +59,7 @@ class Members:
                 await self._announce()
                 await asyncio.sleep(_ANNOUNCE_EVERY_S)
             elif self._is_alone():
-                await self._ask_whether_we_are_in()
+                await self._ask_around()
                 await asyncio.sleep(_ASK_EVERY_S)
             else:
                 self.is_taken_out = False
@@ -69,12 +69,15 @@ class Members:
         contact_s = self._replica.leader_contact_s
         return self._replica.leader is None and (contact_s is None or contact_s > _ASK_EVERY_S)
 
-    async def _ask_whether_we_are_in(self) -> None:
-        """Nobody tells a master that it was taken out: what says so need not reach it any more (§4.2.2)."""
-        urls = [one.url for node_id, one in self.registered.items() if node_id != self._replica.node_id]
-        hellos = await asyncio.gather(*(fetch_hello(self._peers.http, url) for url in urls))
+    async def _ask_around(self) -> None:
+        """Where the others are, who may all have moved, and whether we are in: what says that this master was taken
+        out need not reach it any more (§4.2.2).
+        """
+        urls = ({one.url for one in self.registered.values()} | self._seeds) - {self._peers.hello().url}
+        hellos = await asyncio.gather(*(fetch_hello(self._peers.http, url) for url in sorted(urls)))
         ours = self._replica.identity
         told = [one for one in hellos if isinstance(one, wire.PeerHello) and one.group_id == ours.group_id]
+        self._peers.learn({one.node_id: one.url for one in told})
         is_taken_out = any(one.members and ours.node_id not in one.members for one in told)
         if is_taken_out and not self.is_taken_out:
             log.error(
@@ -85,15 +88,15 @@ class Members:
     async def _look(self) -> None:
         async with self._replica.reader.snapshot() as snapshot:
             rows = await reads.masters(snapshot)
+        before = self.registered
         self.registered = {row["id"]: Registration(row["url"], row["version"], row["command_version"]) for row in rows}
-        self._peers.learn({node_id: one.url for node_id, one in self.registered.items()})
+        # Only what is new: a master that has moved has said so itself, perhaps, since it was registered.
+        self._peers.learn({node_id: one.url for node_id, one in self.registered.items() if before.get(node_id) != one})
         self._peers.connect(self._replica.membership.members)
 
     async def _announce(self) -> None:
         ours = wire.pack_hello(self._peers.hello())
-        for url in self._seeds:
-            if url == self._peers.hello().url:
-                continue
+        for url in sorted(self._seeds - {self._peers.hello().url}):
             try:
                 timeout = aiohttp.ClientTimeout(total=30)
                 async with self._peers.http.post(url + JOIN_PATH, data=ours, timeout=timeout) as response:
@@ -176,26 +179,20 @@ class Members:
             if hello.node_id in members:
                 return
             replaced = [one for one in members if self._url_of(one) == hello.url]
-            self._refuse_unfit(hello, replaced)
+            self._refuse_to_replace_the_living(hello, replaced)
             for node_id in replaced:
                 await self.remove(node_id)
             await self._register(hello.node_id, hello)
             await self._replica.change_membership(raft.Change(kind=raft.ChangeKind.ADD_LEARNER, node_id=hello.node_id))
             log.info("master=%s at %s comes in", hello.node_id, hello.url)
 
-    def _refuse_unfit(self, hello: wire.PeerHello, replaced: Sequence[str]) -> None:
-        """A wrong URL in a configuration must not cost a master that lives, nor an old version one that joins."""
+    def _refuse_to_replace_the_living(self, hello: wire.PeerHello, replaced: Sequence[str]) -> None:
+        """A wrong URL in a configuration must not cost a master that lives."""
         if any(node_id in self._replica.heard or node_id == self._replica.node_id for node_id in replaced):
             raise PistageError(
                 Code.CONFLICT,
                 f"the master at {hello.url} is alive",
                 hint="set listen and advertise of the new one to a URL of its own",
-            )
-        if hello.command_version < self._replica.command_version:
-            raise PistageError(
-                Code.CONFLICT,
-                f"that master runs {hello.version}, which does not know all that the others do",
-                hint="upgrade it first",
             )
 
     async def remove(self, node_id: str) -> None:

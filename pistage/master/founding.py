@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -131,7 +132,10 @@ def _candidate(path: Path) -> str:
     if path.exists() and ids.is_id(known := path.read_text(encoding="ascii").strip()):
         return known
     made = wire.new_id()
-    path.write_text(made + "\n", encoding="ascii")
+    with path.open("w", encoding="ascii") as file:
+        file.write(made + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # the others may found with it in a moment
     sync_directory(path.parent)
     return made
 
@@ -146,13 +150,9 @@ async def _agree(founder: Founder, hello: wire.PeerHello, session: aiohttp.Clien
             log.info("the group of masters is founded: %s", ", ".join(sorted(identity.founders.values())))
             return identity
         if rounds % _REMIND_EVERY == 0:
-            missing = ", ".join(url for url in others if url not in known)
-            log.info(
-                "waiting for the other founders: %d of %d are here, missing %s",
-                len(known) + 1,
-                len(founder.peers),
-                missing,
-            )
+            missing = "; ".join(str(one) for one in answers if isinstance(one, PistageError))
+            here = len(known) + 1
+            log.info("waiting for the other founders: %d of %d are here; %s", here, len(founder.peers), missing)
         rounds += 1
         await asyncio.sleep(_ASK_EVERY_S)
 
@@ -197,6 +197,10 @@ async def fetch_hello(session: aiohttp.ClientSession, url: str) -> wire.PeerHell
     """How the master at `url` introduces itself, or why it does not."""
     try:
         async with session.get(url + HELLO_PATH, timeout=aiohttp.ClientTimeout(total=_ANSWER_S)) as response:
+            if response.status in {401, 403}:
+                return PistageError(
+                    Code.UNAUTHENTICATED, f"{url} has another token", hint="set the same token at every master"
+                )
             if response.status != 200:
                 return PistageError(Code.UNAVAILABLE, f"{url} answered {response.status}")
             return wire.unpack_hello(await response.read())

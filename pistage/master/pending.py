@@ -12,6 +12,8 @@ from pistage import raft
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
 
+_WAITERS_MIN: Final = 64
+
 
 @dataclass(slots=True)
 class Proposal:
@@ -43,6 +45,7 @@ class Pending:
         self._reading: dict[int, asyncio.Future[int]] = {}
         self._placed: dict[int, _Placed] = {}
         self._waiters: list[_Waiter] = []
+        self._waiters_max = _WAITERS_MIN  # then it is seen to who of them still waits
         self._numbers = 0
 
     def ask(self, answered: Callable[[raft.Reply], None]) -> int:
@@ -113,6 +116,12 @@ class Pending:
         """Done once the state is at `index`."""
         self._numbers += 1
         waiter = _Waiter(index, self._numbers, asyncio.get_running_loop().create_future())
+        if (
+            len(self._waiters) >= self._waiters_max
+        ):  # most have gone, perhaps: to an index that is far off anybody may ask
+            self._waiters = [one for one in self._waiters if not one.future.done()]
+            heapq.heapify(self._waiters)
+            self._waiters_max = max(_WAITERS_MIN, 2 * len(self._waiters))
         heapq.heappush(self._waiters, waiter)
         return waiter.future
 

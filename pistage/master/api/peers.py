@@ -64,7 +64,7 @@ class PeerRoutes:
     async def snapshot_part(self, request: web.Request) -> web.Response:
         """One MiB of a snapshot, number ?part=."""
         index, number = request.match_info["index"], http.number_in(request, "part", 0, most=1 << 20)
-        if not index.isdigit() or len(index) > 18:
+        if not (index.isascii() and index.isdigit()) or len(index) > 18:
             raise PistageError(Code.USAGE, "expected the index of a snapshot")
         part = await asyncio.to_thread(self._context.snapshots.part, int(index), number)
         return web.Response(body=part, content_type="application/octet-stream")

@@ -59,7 +59,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/api/v1/actions", read(actions.list)),
         Route("POST", "/api/v1/lint", read(actions.lint)),
         Route("POST", "/api/v1/plan", read(actions.plan)),
-        Route("GET", "/api/v1/agents", lead(cluster.agents)),
+        Route("GET", "/api/v1/agents", lead(read(cluster.agents))),
         Route("POST", "/api/v1/agents/{id}/drain", lead(cluster.drain)),
         Route("POST", "/api/v1/agents/{id}/resume", lead(cluster.resume)),
         Route("GET", "/api/v1/cluster", cluster.cluster),

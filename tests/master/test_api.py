@@ -11,8 +11,9 @@ import pytest
 
 from pistage import wire
 from pistage.config import MasterConfig
-from pistage.errors import PistageError
+from pistage.errors import Code, PistageError
 from pistage.master.api.http import OPEN_PATHS
+from pistage.master.replica import Replica
 from pistage.master.service import Master
 from tests.master.fakes import HELLO_YAML, a_master, an_agent
 
@@ -311,3 +312,16 @@ async def test_the_api_describes_itself(tmp_path: Path) -> None:
         assert "pistage_applied_index" in metrics
         _, cluster = await api.call("GET", "/api/v1/cluster")
         assert cluster["leader"] == cluster["node"] and cluster["cluster_id"]
+
+
+async def test_agents_are_not_told_by_a_leader_that_may_have_been_deposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unconfirmed(replica: Replica) -> None:
+        raise PistageError(Code.UNAVAILABLE, "the masters have no majority now")
+
+    monkeypatch.setattr("pistage.master.api.leading._LEADER_WAIT_S", 0.2)
+    async with a_master(tmp_path) as api:
+        monkeypatch.setattr(Replica, "read", unconfirmed)
+        assert (await api.call("GET", "/api/v1/agents"))[0] == 503
+        assert (await api.call("GET", "/api/v1/agents?stale=1"))[0] == 200

@@ -96,16 +96,19 @@ class Pending:
                 _fail(placed.proposal.answer, _lost())
             elif not placed.proposal.answer.done():
                 placed.proposal.answer.set_result(outcome)
-        self.reached(entries[-1].index)
+        self._wake_through(entries[-1].index)
 
-    def reached(self, index: int) -> None:
-        """The state is at `index`; a proposal at or below it that was not answered was installed from elsewhere."""
+    def installed(self, index: int) -> None:
+        """The state is at `index`, but not by entries that were applied here: what they did to whom is not known."""
+        self._wake_through(index)
+        for passed in [at for at in self._placed if at <= index]:
+            _fail(self._placed.pop(passed).proposal.answer, outcome_unknown())
+
+    def _wake_through(self, index: int) -> None:
         while self._waiters and self._waiters[0].index <= index:
             waiter = heapq.heappop(self._waiters)
             if not waiter.future.done():
                 waiter.future.set_result(None)
-        for passed in [at for at in self._placed if at <= index]:
-            _fail(self._placed.pop(passed).proposal.answer, outcome_unknown())
 
     def doubt(self, term: int) -> None:
         """Who led in `term` leads no longer: what it placed and is not applied yet may be done, or be done yet."""
@@ -116,9 +119,7 @@ class Pending:
         """Done once the state is at `index`."""
         self._numbers += 1
         waiter = _Waiter(index, self._numbers, asyncio.get_running_loop().create_future())
-        if (
-            len(self._waiters) >= self._waiters_max
-        ):  # most have gone, perhaps: to an index that is far off anybody may ask
+        if len(self._waiters) >= self._waiters_max:  # many may have gone, who asked for what is far off
             self._waiters = [one for one in self._waiters if not one.future.done()]
             heapq.heapify(self._waiters)
             self._waiters_max = max(_WAITERS_MIN, 2 * len(self._waiters))

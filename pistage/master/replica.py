@@ -360,7 +360,7 @@ class Replica:
 
     def installed(self, index: int) -> None:
         """The state is at `index` by another's snapshot."""
-        self._pending.reached(index)
+        self._pending.installed(index)
 
     def role_changed(self) -> None:
         """Wake who waits for a leader, or for the end of one."""

@@ -9,14 +9,14 @@ async def test_who_has_given_up_waiting_is_forgotten() -> None:
     for _ in range(10_000):
         pending.until(10**18).cancel()
     assert len(pending._waiters) < 200
-    pending.reached(5)
+    pending.installed(5)
     assert staying.done()
 
 
 async def test_who_waits_is_told_however_many_do() -> None:
     pending = Pending()
     waiting = [pending.until(index) for index in range(1, 1_001)]
-    pending.reached(400)
+    pending.installed(400)
     assert [one.done() for one in waiting] == [True] * 400 + [False] * 600
-    pending.reached(1_000)
+    pending.installed(1_000)
     assert all(one.done() for one in waiting)

@@ -175,7 +175,9 @@ def load(
 def read_token(settings: MasterConfig | AgentConfig | ClientConfig) -> str | None:
     """The token itself, from `token` or `token_file`; None where neither is set."""
     if settings.token is not None:
-        return settings.token
+        if not settings.token.strip():  # which anybody could show
+            raise PistageError(Code.USAGE, "the token is empty", hint="set token_file, or leave token out")
+        return settings.token.strip()
     if settings.token_file is None:
         return None
     try:

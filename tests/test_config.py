@@ -82,3 +82,9 @@ def test_only_addresses_of_this_machine_are_loopback() -> None:
         assert is_loopback(host), host
     for host in ("0.0.0.0", "::", "127.example.com", "127.", "10.0.0.1", ""):
         assert not is_loopback(host), host
+
+
+@pytest.mark.parametrize("token", ["", " ", "\n"])
+def test_an_empty_token_is_refused_rather_than_shown_by_anybody(token: str) -> None:
+    with pytest.raises(PistageError, match="the token is empty"):
+        read_token(MasterConfig(token=token))

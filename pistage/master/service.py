@@ -50,7 +50,7 @@ class Master:
 
     async def __aenter__(self) -> Master:
         host, port = split_address(self._settings.listen)
-        if self._token is None and not is_loopback(host):
+        if not self._token and not is_loopback(host):
             raise PistageError(
                 Code.USAGE,
                 f"refusing to listen on {self._settings.listen} without a token: anybody there could run anything",

@@ -104,6 +104,7 @@ class Driver:
         self._held: deque[raft.Send] = deque()
         self._applies: deque[raft.Entry] = deque()
         self._is_applying = self._is_installing = False
+        self._applying_since = 0.0
         self._resting = asyncio.Event()  # no batch is with the state's thread
         self._resting.set()
         self._durable_seq = 0
@@ -233,6 +234,11 @@ class Driver:
             return None
         return (self.node.now - self.node.heard_tick) * self.tick_s
 
+    @property
+    def apply_s(self) -> float:
+        """For how long the batch that is being applied has been."""
+        return time.monotonic() - self._applying_since if self._is_applying else 0.0
+
     # --- events in, actions out ----------------------------------------------------------------------------------
 
     def step(self, event: raft.Event) -> None:
@@ -342,6 +348,7 @@ class Driver:
             return
         batch = [self._applies.popleft() for _ in range(min(len(self._applies), limits.APPLY_BATCH_MAX))]
         self._is_applying = True
+        self._applying_since = time.monotonic()
         self._resting.clear()
         applying = asyncio.get_running_loop().run_in_executor(self._apply_thread, self.state.apply, batch)
         applying.add_done_callback(lambda done: self._on_applied(batch, done))

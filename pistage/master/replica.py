@@ -21,6 +21,7 @@ from pistage.core.commands import Command
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
 from pistage.master.driver import Carrier, Driver, Pace
+from pistage.master.owning import running
 from pistage.master.pending import Pending, Proposal, outcome_unknown, refusal_of
 from pistage.master.state import Reader
 from pistage.master.store import DurableLog
@@ -32,6 +33,7 @@ OUTCOME_WAIT_S: Final = 15.0
 #: A read that could not be confirmed in this time is refused.
 READ_WAIT_S: Final = 5.0
 _HANDOVER_WAIT_S = 3.0
+_APPLY_WAIT_S = 10.0  # a batch of the largest submissions takes half of that
 _HEARD_TICKS = 8  # four heartbeats
 _DOUBT_AFTER_S = 1.0
 Listener = Callable[[Outcome], None]
@@ -98,7 +100,7 @@ class Replica:
     async def running(self) -> AsyncIterator[Replica]:
         """Open the files, bring the state up to the log, and take part in the group until left."""
         try:
-            async with self._driver.running():
+            async with self._driver.running(), running(self._pass_on_what_cannot_be_served()):
                 yield self
         finally:
             self._pending.give_up(PistageError(Code.UNAVAILABLE, "this master is stopping", hint="try again"))
@@ -321,6 +323,14 @@ class Replica:
                 await self.transfer(max(voters, key=lambda voter: heard[voter]))
             except PistageError as error:
                 log.warning("leadership was not handed over: %s", error)
+
+    async def _pass_on_what_cannot_be_served(self) -> None:
+        """A state whose disk hangs, or has no space, does not keep the core from leading: its log may be written yet."""
+        while True:
+            await asyncio.sleep(_APPLY_WAIT_S / 2)
+            if self.node.leadership is not None and self._driver.apply_s > _APPLY_WAIT_S:
+                log.error("state.db does not get on: another master is to lead")
+                await self.hand_over()
 
     def _ask(self, event_with: Callable[[int], raft.Conf | raft.Transfer]) -> raft.Reply:
         """What the core answers at once."""

@@ -138,3 +138,18 @@ async def test_a_reader_that_was_stopped_on_its_way_to_another_state_can_be_clos
             moving.cancel()
         async with asyncio.timeout(5):
             await reader.close()
+
+
+async def test_a_leader_whose_state_does_not_get_on_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pistage.master.replica._APPLY_WAIT_S", 0.5)
+    async with a_group(tmp_path) as group:
+        stuck = await group.leader()
+        await group.settle()
+        state, apply = stuck._driver.state, stuck._driver.state._apply_unless_full
+        state._apply_unless_full = lambda entries: None  # type: ignore[method-assign]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(outcome_of(stuck.propose(a_run("r1"))))
+            other = await group.leader(but=stuck.node_id)
+        await other.propose(a_run("r2"))
+        state._apply_unless_full = apply  # type: ignore[method-assign]
+        await group.settle()

@@ -325,7 +325,7 @@ class Replica:
                 log.warning("leadership was not handed over: %s", error)
 
     async def _pass_on_what_cannot_be_served(self) -> None:
-        """A state whose disk hangs, or has no space, does not keep the core from leading: its log may be written yet."""
+        """A state whose disk hangs, or has no space, does not stop the core from leading: its log may have both."""
         while True:
             await asyncio.sleep(_APPLY_WAIT_S / 2)
             if self.node.leadership is not None and self._driver.apply_s > _APPLY_WAIT_S:

@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ SNAPSHOT_PATH: Final = "/raft/v1/snapshot"
 _CONNECT_S = 1.0
 _HELLO_S = 5.0
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 1.0
+_IDLE_S = 60.0  # then the link to one that is no member is let go
 _UNANSWERED_MS = 3_000  # what the kernel cannot deliver for so long: a cut link is dialled anew, not waited for
 _SNAPSHOT_S = 600.0  # copying a large state takes the other master a while
 _PART_S = 30.0
@@ -97,9 +99,16 @@ class Peers:
             link.send(wire.pack_peer_message(message))
 
     def connect(self, members: Iterable[str]) -> None:
-        """Have a link to each: a candidate's first question must not wait for one."""
-        for node_id in members:
+        """Have a link to each: a candidate's first question must not wait for one.
+
+        Others had something to be told, or have it yet: a leader that this master's log does not know of, or one that
+        was taken out and asks on.
+        """
+        wanted = frozenset(members)
+        for node_id in wanted:
             self._link_to(node_id)
+        idle_since = time.monotonic() - _IDLE_S
+        self.forget(wanted | {node_id for node_id, link in self._links.items() if link.used_at > idle_since})
 
     def _link_to(self, node_id: str) -> _Link | None:
         link = self._links.get(node_id)
@@ -200,9 +209,11 @@ class _Link:
         self._news = asyncio.Event()
         self._is_up = False
         self._said = ""
+        self.used_at = time.monotonic()
 
     def send(self, raw: bytes) -> None:
         """Queue a message; dropped while the link is down or full."""
+        self.used_at = time.monotonic()
         if self._is_up and self._queued_bytes + len(raw) <= limits.PEER_QUEUE_BYTES_MAX:
             self._queue.append(raw)
             self._queued_bytes += len(raw)

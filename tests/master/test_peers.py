@@ -74,3 +74,17 @@ async def test_garbage_on_a_link_ends_the_link_and_nothing_else(tmp_path: Path) 
         run = await api.submit()
         assert run["state"] == "queued"
         assert replica.term < 99
+
+
+async def test_a_link_to_one_that_is_no_member_ends_once_nobody_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = Peers(a_hello, None)
+    async with running(peers.serve()):
+        await asyncio.sleep(0)
+        peers.learn({"m2": "http://127.0.0.1:1", "m3": "http://127.0.0.1:1"})
+        peers.connect(["m2", "m3"])
+        peers.connect(["m3"])  # m2 was taken out, but may have something to be told yet
+        assert peers._links.keys() == {"m2", "m3"}
+        monkeypatch.setattr("pistage.master.peers._IDLE_S", 0.0)
+        await asyncio.sleep(0.01)
+        peers.connect(["m3"])
+        assert peers._links.keys() == {"m3"}

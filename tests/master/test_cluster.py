@@ -2,6 +2,7 @@
 
 import hashlib
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from pistage import raft, wire
 from pistage.core import commands as c
 from pistage.core import machine
 from pistage.errors import Code, PistageError
-from pistage.master import repair
+from pistage.master import repair, snapshots
 from pistage.master.checksums import PageSums
 from pistage.master.replica import Replica
 from pistage.master.snapshots import contents_of
 from pistage.master.store import DurableLog, Identity
 from tests.core.plans import a_plan
-from tests.master.fakes import TOKEN, a_log, a_master, a_replica, write
+from tests.master.fakes import TOKEN, Api, a_log, a_master, a_replica, write
+from tests.master.test_group import eventually
 
 URL = "http://127.0.0.1:8470"
 GROUP = repair.Group(group_id="g", members={"m2": "http://m2"})
@@ -71,6 +73,35 @@ async def test_the_only_master_leads_and_stays(tmp_path: Path) -> None:
         status, problem = await api.call("POST", "/api/v1/cluster/remove", json={"master": cluster["node"][:12]})
         assert (status, problem["detail"]) == (409, "the leader is the only master that votes")
         assert (cluster["is_disk_full"], cluster["disk_free_bytes"] > 0) == (False, True)
+
+
+async def test_many_backups_at_once_leave_threads_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying, most, may_go_on = 0, 0, threading.Event()
+    copy_state = snapshots.copy_state
+
+    def slow(*given: Any, **named: Any) -> None:
+        nonlocal copying, most
+        copying += 1
+        most = max(most, copying)
+        may_go_on.wait(10)
+        copy_state(*given, **named)
+        copying -= 1
+
+    async def back_up(api: Api) -> int:
+        async with api.session.get(api.url + "/api/v1/cluster/snapshot") as response:
+            await response.read()
+            return response.status
+
+    monkeypatch.setattr(snapshots, "copy_state", slow)
+    async with a_master(tmp_path) as api, asyncio.TaskGroup() as tasks:
+        backups = [tasks.create_task(back_up(api)) for _ in range(5)]
+        await eventually(lambda: copying > 0)
+        await api.call("GET", "/api/v1/cluster")
+        may_go_on.set()
+    assert most == 1
+    assert all(backup.result() == 200 for backup in backups)
 
 
 async def test_a_snapshot_is_for_those_with_the_token_alone(tmp_path: Path) -> None:

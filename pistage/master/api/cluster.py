@@ -35,6 +35,7 @@ class ClusterRoutes:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._copying = asyncio.Lock()  # the threads are few, and names of masters are resolved in them as well
 
     async def agents(self, request: web.Request) -> web.Response:
         """Every agent that ever registered: state, labels, capacity, what is reserved."""
@@ -104,7 +105,8 @@ class ClusterRoutes:
         """A consistent copy of the state, to keep elsewhere: a SQLite file, and its SHA-256 as the last 32 bytes."""
         context = self._context
         context.refuse_unless_space()
-        copy = await asyncio.to_thread(context.snapshots.copy, context.replica.reader.path)
+        async with self._copying:
+            copy = await asyncio.to_thread(context.snapshots.copy, context.replica.reader.path)
         try:
             size = copy.seek(0, 2)
             copy.seek(0)

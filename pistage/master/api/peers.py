@@ -22,6 +22,7 @@ class PeerRoutes:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._offering = asyncio.Lock()
 
     async def hello(self, request: web.Request) -> web.Response:
         """Who this master is, and which group it belongs to."""
@@ -55,7 +56,8 @@ class PeerRoutes:
         if replica.applied_index < index:
             raise PistageError(Code.UNAVAILABLE, f"this master is at {replica.applied_index} itself", hint="try again")
         try:
-            manifest = await asyncio.to_thread(offered.offer, replica.reader.path, index)
+            async with self._offering:  # whoever waits for the same one needs no thread for that
+                manifest = await asyncio.to_thread(offered.offer, replica.reader.path, index)
         except DamagedError as error:
             replica.stop(error)  # it cannot bring anybody up: a leader that is whole can
             raise

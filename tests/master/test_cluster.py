@@ -1,5 +1,6 @@
 """The masters' own affairs: what a master answers about its group, and what is made offline of its files."""
 
+import asyncio
 import hashlib
 import sqlite3
 import threading

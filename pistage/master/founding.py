@@ -18,6 +18,7 @@ from typing import Final
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 from pistage import __version__, raft, wire
 from pistage.config import MasterConfig, split_address
@@ -52,7 +53,7 @@ class Founder:
 def advertised(settings: MasterConfig) -> str:
     """The URL at which others reach this master; with port 0 in it where the system is to choose one."""
     if settings.advertise:
-        return settings.advertise.rstrip("/")
+        return _checked("advertise", settings.advertise)
     host, port = split_address(settings.listen)
     if host in {"0.0.0.0", "::"} and settings.peers:
         raise PistageError(
@@ -64,10 +65,24 @@ def advertised(settings: MasterConfig) -> str:
     return f"http://{shown}:{port}"
 
 
+def _checked(key: str, text: str) -> str:
+    """The URL of a master as all write it: that two of them mean the same is seen by their being the same text."""
+    try:
+        url = URL(text)
+        host = (url.host or "").encode("idna")
+    except ValueError:
+        host = b""
+    if not host or url.scheme not in {"http", "https"} or url.path not in {"", "/"} or url.query_string:
+        raise PistageError(
+            Code.USAGE, f"{key}: expected the URL of a master, got {text!r}", hint="for example http://10.0.0.1:8470"
+        )
+    return text.rstrip("/")
+
+
 def founder_of(settings: MasterConfig, token: str | None) -> Founder:
     """What the settings say of the group. PistageError `usage` where that does not fit together."""
     url = advertised(settings)
-    peers = tuple(sorted({peer.rstrip("/") for peer in settings.peers} | {url}))
+    peers = tuple(sorted({_checked("peers", peer) for peer in settings.peers} | {url}))
     is_founded = (settings.data_dir / "raft.db").exists()  # whatever peers says since, to be joined or to grow
     if not is_founded and settings.bootstrap_expect not in (None, len(peers)):
         raise PistageError(

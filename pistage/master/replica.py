@@ -238,6 +238,8 @@ class Replica:
         """
         self._refuse_unless_able(command)
         payload = wire.pack_command(replace(command, at=max(command.at, self.now_ms())))
+        if len(payload) > limits.PEER_MESSAGE_BYTES_MAX - limits.MIB:  # no message could carry it to another master
+            raise PistageError(Code.TOO_LARGE, f"a change of {len(payload) / limits.MIB:.0f} MiB is too large")
         if self._waiting_bytes + len(payload) > limits.UNCOMMITTED_BYTES_MAX:
             raise PistageError(Code.UNAVAILABLE, "too many changes wait for the disk", hint="try again in a second")
         proposal = Proposal(payload, asyncio.get_running_loop().create_future())

@@ -111,6 +111,14 @@ async def test_too_much_at_once_is_refused_and_told_to_come_back(
     assert caught.value.code is Code.UNAVAILABLE
 
 
+async def test_a_change_that_no_message_could_carry_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PEER_MESSAGE_BYTES_MAX", limits.MIB + 100)
+    async with a_replica(tmp_path) as replica:
+        with pytest.raises(PistageError) as caught:
+            await replica.propose(a_run("r1"))
+        assert caught.value.code is Code.TOO_LARGE
+
+
 async def test_what_its_proposer_has_left_counts_for_as_long_as_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

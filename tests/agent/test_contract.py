@@ -232,6 +232,7 @@ async def test_a_step_that_runs_too_long_is_stopped_and_what_follows_it_knows(ma
     master.check_output(end.attempt_id)
 
 
+@pytest.mark.slow
 async def test_a_step_that_ignores_the_stop_signal_is_killed(master: FakeMaster) -> None:
     end = await master.run(task(script("trap '' TERM; echo deaf; while :; do sleep 0.1; done", timeout_s=1.0)))
     assert end.result.failure is FailureClass.TIMEOUT

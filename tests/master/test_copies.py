@@ -222,6 +222,7 @@ async def test_a_new_leader_goes_on_where_the_old_one_acknowledged(tmp_path: Pat
         assert await group.until_alike() == b"".join(b"%08d" % n for n in range(20)) + b"more"
 
 
+@pytest.mark.slow
 async def test_a_new_leader_waits_until_enough_have_said_what_they_have(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         leader = await group.elect("m1")
@@ -427,6 +428,7 @@ async def test_a_run_that_one_master_cannot_take_does_not_hold_up_the_others(tmp
         assert await group.until_alike(other) == b"fine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 async def test_nothing_acknowledged_is_lost_whoever_is_cut_off_stopped_or_elected(tmp_path: Path, seed: int) -> None:
     """An agent like the outbox; of the masters one at a time is away or stopped, and some are deposed unknowingly."""

@@ -140,6 +140,7 @@ async def test_a_reader_that_was_stopped_on_its_way_to_another_state_can_be_clos
             await reader.close()
 
 
+@pytest.mark.slow
 async def test_a_leader_whose_state_does_not_get_on_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pistage.master.replica._APPLY_WAIT_S", 0.5)
     async with a_group(tmp_path) as group:

@@ -51,6 +51,7 @@ async def test_a_session_whose_welcome_fails_is_none(tmp_path: Path, monkeypatch
         assert [item["is_connected"] for item in agents["items"]] == [False]
 
 
+@pytest.mark.slow
 async def test_an_agent_that_calls_while_our_disk_is_full_is_not_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ async def test_a_read_anywhere_holds_every_write_that_was_answered(tmp_path: Pat
                 assert f"r{n}" in await run_ids(replica)
 
 
+@pytest.mark.slow
 async def test_a_deposed_leader_answers_no_read_and_doubts_its_writes(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         old = await group.leader()

@@ -39,6 +39,7 @@ def are_registered_at(masters: Sequence[Master], ports: Sequence[int]) -> bool:
     return all({one.url for one in master.context.members.registered.values()} == urls for master in masters)
 
 
+@pytest.mark.slow
 async def test_masters_that_have_all_moved_find_each_other_where_peers_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

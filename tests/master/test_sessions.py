@@ -96,6 +96,7 @@ async def test_an_accepted_attempt_that_its_agent_forgot_is_lost_and_tried_again
             assert [attempt["state"] for attempt in ended["tasks"][0]["attempts"]] == ["lost", "succeeded"]
 
 
+@pytest.mark.slow
 async def test_a_silent_agent_is_lost_after_its_lease(tmp_path: Path) -> None:
     async with a_master(tmp_path, lease=0.5, heartbeat=0.1) as api:
         async with an_agent(api) as (agent, _):
@@ -131,6 +132,7 @@ async def test_an_agent_declared_lost_is_hung_up_on_so_that_it_comes_back(tmp_pa
             assert (await again.receive(wire.Assign)).run_id == run["id"]
 
 
+@pytest.mark.slow
 async def test_a_master_that_stood_still_gives_every_agent_a_lease_anew(tmp_path: Path) -> None:
     async with a_master(tmp_path, lease=2.0, heartbeat=0.1) as api:
         async with an_agent(api) as (agent, _):

@@ -106,7 +106,14 @@ class ClusterRoutes:
         context = self._context
         context.refuse_unless_space()
         async with self._copying:
-            copy = await asyncio.to_thread(context.snapshots.copy, context.replica.reader.path)
+            copying = asyncio.get_running_loop().run_in_executor(
+                None, context.snapshots.copy, context.replica.reader.path
+            )
+            try:
+                copy = await asyncio.shield(copying)
+            except asyncio.CancelledError:  # the client hung up; the thread goes on, and what it makes is to be closed
+                copying.add_done_callback(lambda done: done.exception() or done.result().close())
+                raise
         try:
             size = copy.seek(0, 2)
             copy.seek(0)
@@ -120,7 +127,8 @@ class ClusterRoutes:
             await response.write(digest.digest())
             await response.write_eof()
         finally:
-            await asyncio.to_thread(copy.close)  # frees the space, and that takes a while
+            # Frees the space, and that takes a while; not waited for, so that nobody who hangs up can keep it from it.
+            asyncio.get_running_loop().run_in_executor(None, copy.close)
         return response
 
     async def transfer(self, request: web.Request) -> web.Response:

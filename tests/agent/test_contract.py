@@ -221,6 +221,7 @@ async def test_a_step_whose_tries_all_fail_runs_its_last_hook_and_stays_failed(m
     assert end.result.exit_code == 5
 
 
+@pytest.mark.slow
 async def test_a_step_that_runs_too_long_is_stopped_and_what_follows_it_knows(master: FakeMaster) -> None:
     text = "trap 'echo stopped; exit 9' TERM; echo started; while :; do sleep 0.1; done"
     steps = [script(text, timeout_s=1.0), script("echo after", id="2", when=When.FAILURE)]
@@ -239,6 +240,7 @@ async def test_a_step_that_ignores_the_stop_signal_is_killed(master: FakeMaster)
     assert master.stdout(end.attempt_id) == b"deaf\n"
 
 
+@pytest.mark.slow
 async def test_a_task_that_runs_too_long(master: FakeMaster) -> None:
     end = await master.run(task(script("sleep 100"), script("echo never", id="2", when=When.ALWAYS), timeout_s=1.0))
     assert (end.result.state, end.result.failure) == (State.FAILED, FailureClass.TIMEOUT)
@@ -276,6 +278,7 @@ async def test_a_repeated_assignment_is_not_a_second_execution(master: FakeMaste
     assert sum(isinstance(event, Accepted) for event in master.events) == 1
 
 
+@pytest.mark.slow
 async def test_output_reaches_a_master_that_was_away(master: FakeMaster) -> None:
     text = "i=0; while [ $i -lt 20 ]; do echo line $i; i=$((i+1)); sleep 0.05; done"
     assign = await master.assign(task(script(text)))

@@ -238,6 +238,7 @@ async def test_a_new_leader_waits_until_enough_have_said_what_they_have(tmp_path
         assert await put(leader, b"", 0) == 5
 
 
+@pytest.mark.slow
 async def test_a_deposed_leader_gets_nothing_acknowledged_and_its_tail_is_cut_off(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         old = await group.elect("m1")
@@ -269,6 +270,7 @@ async def test_a_leader_that_has_told_its_successor_what_it_has_acknowledges_no_
             await put(old, b" lost", 5)  # though m3 knows of no term but the first
 
 
+@pytest.mark.slow
 async def test_what_a_new_leader_found_is_not_acknowledged_before_others_have_it_from_this_one(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         leader = await group.elect("m1")
@@ -365,6 +367,7 @@ async def test_runs_that_nobody_asks_about_are_mended_by_the_sweep(
         assert before == {run_id: (tmp_path / "m1" / run_id / "index").read_bytes() for run_id in runs}
 
 
+@pytest.mark.slow
 async def test_what_may_still_be_unsaid_is_not_shown(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         leader = await group.elect("m1")

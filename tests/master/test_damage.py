@@ -139,6 +139,7 @@ def brought_up(path: Path, least: int) -> list[str]:
     return [*dump(path), state.position.digest.hex()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("while_checkpointed", [False, True])
 @pytest.mark.parametrize("name", ["state.db", "state.db-wal", "state.db-sums"])
 def test_no_byte_of_the_state_changes_unnoticed(tmp_path: Path, name: str, while_checkpointed: bool) -> None:

@@ -81,6 +81,7 @@ async def test_an_assignment_that_never_arrived_is_sent_again(tmp_path: Path) ->
             assert await again.receive(wire.Assign) == first
 
 
+@pytest.mark.slow
 async def test_an_accepted_attempt_that_its_agent_forgot_is_lost_and_tried_again(tmp_path: Path) -> None:
     async with a_master(tmp_path) as api:
         async with an_agent(api) as (agent, _):
@@ -109,6 +110,7 @@ async def test_a_silent_agent_is_lost_after_its_lease(tmp_path: Path) -> None:
         assert {item["id"]: item["state"] for item in agents["items"]}[agent.id] == "lost"
 
 
+@pytest.mark.slow
 async def test_a_silent_agent_is_lost_however_busy_the_master_is(tmp_path: Path) -> None:
     async with a_master(tmp_path, lease=0.5, heartbeat=0.1) as api, an_agent(api) as (agent, _):
 
@@ -122,6 +124,7 @@ async def test_a_silent_agent_is_lost_however_busy_the_master_is(tmp_path: Path)
         assert agents["items"][0]["state"] == "lost"
 
 
+@pytest.mark.slow
 async def test_an_agent_declared_lost_is_hung_up_on_so_that_it_comes_back(tmp_path: Path) -> None:
     async with a_master(tmp_path, lease=0.5, heartbeat=0.1) as api:
         async with an_agent(api) as (agent, _):

@@ -64,6 +64,21 @@ class Backoff:
     jitter: float = 0.1
 
 
+class OnPartition(StrEnum):
+    """What an agent that has lost every master does with what it runs, once its lease is over."""
+
+    KILL = "kill"  # stop it, so that it is gone before it is begun elsewhere
+    CONTINUE = "continue"  # let it run on; it may then run twice at one time, and one result counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryGrowth:
+    """After an attempt that was killed for its memory, the next gets `factor` times as much, up to `most` bytes."""
+
+    factor: float
+    most: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """How many more attempts a task gets for each class of failure; a class not listed gets none."""
@@ -77,6 +92,7 @@ class Retry:
         }
     )
     backoff: Backoff = Backoff()
+    memory: MemoryGrowth | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +223,8 @@ class Task:
     resources: Resources = Resources()  # the reservation: the most that its contexts hold at one time
     retry: Retry = Retry()
     timeout_s: float = limits.TASK_TIMEOUT_DEFAULT_S
+    queue_timeout_s: float | None = None  # how long it may wait for a place, each time it is queued
+    on_partition: OnPartition = OnPartition.KILL
     gang: str | None = None
 
     def steps(self) -> Iterator[Step]:
@@ -260,6 +278,23 @@ class Schedule:
     is_once: bool = False
 
 
+class Overflow(StrEnum):
+    """What becomes of a run that is submitted when its group is full."""
+
+    QUEUE = "queue"  # it waits
+    CANCEL_OLD = "cancel-old"  # the oldest of the group are cancelled until there is room
+    REFUSE = "refuse"  # it is not taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concurrency:
+    """At most `limit` runs of the group run at one time; a group is a name within a project."""
+
+    group: str
+    limit: int = 1
+    overflow: Overflow = Overflow.QUEUE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a run executes. Two plans with the same content have the same JSON and the same hash."""
@@ -274,6 +309,7 @@ class Plan:
     start_node: str | None = None
     priority: int = 0
     queue: str = "default"
+    concurrency: Concurrency | None = None
 
     def task_of(self, name: str) -> Task:
         """The task called `name`; KeyError if there is none."""

@@ -43,6 +43,7 @@ class Hello:
     protocol: int = PROTOCOL
     info: AgentInfo
     held: tuple[Held, ...] = ()
+    is_leaving: bool = False  # it sees its work through and takes no more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,13 @@ class Heartbeat:
 
     kind: Literal["heartbeat"] = "heartbeat"
     number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """From here on the agent takes no new work: it stops once what it has is done, or its time for that is over."""
+
+    kind: Literal["leaving"] = "leaving"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +146,15 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evict:
+    """Stop the attempt as `Cancel` does, but as lost: it is tried again elsewhere."""
+
+    kind: Literal["evict"] = "evict"
+    attempt_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reported:
     """The events of report `number` are committed. `refused` attempts have a stale fence: stop and remove them."""
 
@@ -193,17 +210,19 @@ class Goodbye:
     leader: str = ""  # the URL of the master to go on with
 
 
-ToMaster = Hello | Heartbeat | Report | LogFrame | Goodbye
-ToAgent = Welcome | HeartbeatAck | Assign | Cancel | Reported | LogAck | LogRefused | Release | Goodbye
+ToMaster = Hello | Heartbeat | Leaving | Report | LogFrame | Goodbye
+ToAgent = Welcome | HeartbeatAck | Assign | Cancel | Evict | Reported | LogAck | LogRefused | Release | Goodbye
 
 _MESSAGES: Mapping[str, type[Any]] = {
     "hello": Hello,
     "heartbeat": Heartbeat,
+    "leaving": Leaving,
     "report": Report,
     "welcome": Welcome,
     "heartbeat_ack": HeartbeatAck,
     "assign": Assign,
     "cancel": Cancel,
+    "evict": Evict,
     "reported": Reported,
     "log_ack": LogAck,
     "log_refused": LogRefused,

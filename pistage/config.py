@@ -58,6 +58,7 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Labels = Annotated[dict[str, str], BeforeValidator(_as_mapping)]
 Bytes = Annotated[int, BeforeValidator(_as_bytes), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(_as_seconds), Field(gt=0)]
+Wait = Annotated[float, BeforeValidator(_as_seconds), Field(ge=0)]  # 0: not at all
 
 
 class _Section(BaseModel):
@@ -102,17 +103,23 @@ class AgentConfig(_Section):
     token: str | None = Field(None, description="the cluster token; prefer token_file", repr=False)
     token_file: Path | None = Field(None, description="file that holds the cluster token")
     name: str = Field("", description="name shown to people; the host's name unless set")
-    labels: Labels = Field(default_factory=dict, description="labels that tasks may ask for, such as gpu=true")
+    labels: Labels = Field(
+        default_factory=dict, description="labels that tasks may ask for, beside os, arch, host, gpu and gpu_vendor"
+    )
     runtime: Literal["docker", "sandbox", "host"] = Field("docker", description="how steps are run")
     allow_host_runtime: bool = Field(False, description="let steps run as plain processes of the agent's user")
     ignore_images: bool = Field(False, description="sandbox and host only: run steps that name an image without it")
     engine: str = Field("", description="engine socket; DOCKER_HOST, else unix:///var/run/docker.sock unless set")
-    cpus: float | None = Field(None, gt=0, description="cores offered; all of the machine's unless set")
+    cpus: float | None = Field(None, gt=0, description="cores offered; those it may use less reserve_cpus unless set")
+    reserve_cpus: float = Field(0.0, ge=0, description="cores kept from tasks, for the agent and the engine")
     memory: Bytes | None = Field(None, description="memory offered; the machine's less a reserve unless set")
-    gpus: int | None = Field(None, ge=0, description="GPUs offered; those the engine knows unless set")
+    gpus: int | None = Field(None, ge=0, description="GPUs offered; those found here unless set")
     slots: int | None = Field(None, gt=0, description="tasks at one time; four a core unless set")
     bind_paths: Strings = Field((), description="directories of this host that tasks may mount; none unless set")
     stop_grace: Seconds = Field(10.0, description="between the stop signal and the kill")
+    drain_timeout: Wait = Field(
+        30.0, description="how long an agent that is stopped by SIGTERM waits for the work it has; it takes no more"
+    )
     pull_timeout: Seconds = Field(1800.0, description="how long a pull may take")
     output_wait: Seconds = Field(
         120.0, description="how long output that no master can keep may hold a step up before the step fails"
@@ -228,7 +235,7 @@ def _unit(kind: type[BaseModel], key: str) -> Literal["size", "duration", ""]:
     kinds = (hint, *get_args(hint))
     if Bytes in kinds:
         return "size"
-    return "duration" if Seconds in kinds else ""
+    return "duration" if Seconds in kinds or Wait in kinds else ""
 
 
 def _variable(key: str) -> str:

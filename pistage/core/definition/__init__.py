@@ -4,12 +4,17 @@
 
 Where the language leaves a choice, it is made so:
 - Rendered are `image`, `run`, `command`, `entrypoint`, `on`, `when`, the values of `with`, and every text in the values
-  of env, workdir, user, timeout, retry, resources, agent, volumes, networks and services. Names, keys, `dep`, `needs`,
-  `from`, `async`, `priority` and `queue` are taken as they are; so is all of a pipeline JSON.
+  of env, workdir, user, timeout, queue_timeout, on_partition, retry, resources, agent, volumes, networks, services and
+  concurrency. Names, keys, `dep`, `needs`, `from`, `async`, `priority` and `queue` are taken as they are; so is all of
+  a pipeline JSON.
 - Settings, near to far: beside a `dep`, the step, its group, its definition, then the caller's group and definition.
   Variables, mounts, networks and resources win one by one. What actions and steps demand of agents adds up.
 - `timeout` and `retry` of a group or a definition are its task's; of a step, and of an action that a `dep` uses, they
   are each step's own, `retry` as tries in place.
+- `on_partition`, `queue_timeout` and `retry.memory` are a task's, so of a group or a definition, never of a step;
+  `priority`, `queue` and `concurrency` are a run's, so of its definition. Those of an action that a `dep` uses hold
+  where it is run by itself, not for its callers.
+- A group of `concurrency` may be called whatever a definition may, for it is called as its definition unless it says.
 - `image` of a group, or of a definition with `uses`, is for first steps that have none from anywhere nearer.
 - Null is absent everywhere, also in `with`: a parameter that must be given is declared with a null.
 - A condition is false for false, null, 0, nothing, and the text `false`.

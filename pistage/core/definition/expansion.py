@@ -124,7 +124,7 @@ class Expander:
         if use.skip_reason is None:
             task.add_constraints(own.constraints)
         settings = own.over(use.far)
-        base = replace(settings, timeout_s=None, retry=None, tries=None) if use.is_root else settings
+        base = replace(settings, timeout_s=None, retry=None) if use.is_root else settings
         images = self._images_of(use, group)
         previous = use.entry
         children: list[PlanNode] = []
@@ -168,7 +168,7 @@ class Expander:
         scope = replace(use.scope, is_skipped=use.scope.is_skipped or verdict.skip_reason is not None)
         origin = "with of the step" if use.is_root else f"with of a step of action {use.definition.name}"
         scope = scope.with_entries(self.renderer.entries(step.with_, scope, page, origin))
-        own = parse_settings(self.renderer.map(step.settings, scope, page), page)
+        own = parse_settings(self.renderer.map(step.settings, scope, page), page, of_step=True)
         settings = use.beside.over(own.over(spot.base))
         own_image = self._image(step.node.get("image"), scope, use)
         image = spot.images.replacement or own_image or spot.images.fallback
@@ -319,7 +319,7 @@ class Expander:
         assert step.dep is not None, "a step without a dep was expanded as one"
         name = step.dep.text
         binding = self.renderer.entries(step.with_, scope, page, f"with beside dep {name}", is_binding=True)
-        beside = parse_settings(self.renderer.map(step.settings, scope, page), page)
+        beside = parse_settings(self.renderer.map(step.settings, scope, page), page, of_step=True)
         image = spot.images.replacement or self._image(step.node.get("image"), scope, use)
         reactions = self._reactions(step, scope, use)
         if definition is None:

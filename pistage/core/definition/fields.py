@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection
+from enum import StrEnum
 from typing import TypeVar
 
 from pistage.core import limits
@@ -16,12 +17,18 @@ from pistage.core.definition.nodes import Kind, ListNode, MapNode, Node, Place, 
 from pistage.core.definition.units import seconds_of, words_of
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 
 #: Keys of features that come later, refused rather than ignored: a run that silently lacks them would be wrong.
 LATER = frozenset(
-    {"after", "artifacts", "cache", "concurrency", "inputs", "matrix", "notify", "on_partition", "outputs"}
+    {"after", "artifacts", "cache", "inputs", "matrix", "notify", "outputs"}
     | {"requirements", "schedule", "script", "secrets", "strategy", "triggers"}
 )
+
+_RUN = "the whole definition"
+_TASK = "a definition, a group or a task"
+#: Keys that have an effect in one kind of place only, and which.
+ELSEWHERE = {"priority": _RUN, "queue": _RUN, "concurrency": _RUN, "on_partition": _TASK, "queue_timeout": _TASK}
 
 
 def came(node: Node) -> str:
@@ -85,15 +92,29 @@ def boolean_field(page: Page, node: Node | None, label: str, default: bool = Fal
     return is_true(node)
 
 
-def count_field(page: Page, node: Node | None, label: str, most: int) -> int | None:
-    """A whole number from 0 to `most`."""
+def count_field(page: Page, node: Node | None, label: str, most: int, least: int = 0) -> int | None:
+    """A whole number from `least` to `most`."""
     if node is None or _is_unknown(node):
         return None
     if isinstance(node, ScalarNode) and node.text.isascii() and node.text.isdigit() and len(node.text) < 10:
         number = int(node.text)
-        if number <= most:
+        if least <= number <= most:
             return number
-    wrong_kind(page, node, label, f"a whole number from 0 to {most}", "write digits only")
+    hint = f"write for example {least}" if least else "write digits only"
+    wrong_kind(page, node, label, f"a whole number from {least} to {most}", hint)
+    return None
+
+
+def choice_field(page: Page, node: Node | None, label: str, choices: type[E]) -> E | None:
+    """One of a few words."""
+    if node is None or _is_unknown(node):
+        return None
+    known = [choice.value for choice in choices]
+    if isinstance(node, ScalarNode) and node.text in known:
+        return choices(node.text)
+    near = difflib.get_close_matches(node.text[:60], known, 1, 0.7) if isinstance(node, ScalarNode) else []
+    expected = f"{', '.join(known[:-1])} or {known[-1]}"
+    wrong_kind(page, node, label, expected, f"did you mean '{near[0]}'?" if near else "write one of them")
     return None
 
 
@@ -195,16 +216,25 @@ def problem_of_name(text: str) -> str | None:
 
 
 def check_keys(page: Page, node: MapNode, known: Collection[str], what: str) -> None:
-    """Warn about keys that mean nothing here, with the nearest known one; refuse those of later features."""
+    """Warn about keys that mean nothing here, with the nearest known one; refuse those that a run needs to be right."""
     strange = [key for key in node.keys if key not in known and not key.startswith("x-")]
     for key in strange[: limits.FINDINGS_MAX]:
         place = node.keys[key]
         if key in LATER:
             page.error(place, "not-yet", f"'{key}' is not supported yet", "take it out; it comes with its own feature")
             continue
+        if key in ELSEWHERE:
+            _note_misplaced(page, place, key, what)
+            continue
         near = difflib.get_close_matches(key[:60], known, 1, 0.7)
         hint = f"did you mean '{near[0]}'?" if near else f"{what} can have {', '.join(sorted(known))}"
         page.warn(place, "unknown-key", f"the key '{shortened(key)}' means nothing in {what} and is ignored", hint)
+
+
+def _note_misplaced(page: Page, at: Place, key: str, what: str) -> None:
+    """A late run is still right; one that overlaps, or is killed or waits against its author's word, is not."""
+    note = page.warn if key in ("priority", "queue") else page.error
+    note(at, "misplaced-key", f"'{key}' has no effect in {what}: it belongs to {ELSEWHERE[key]}", "move it there")
 
 
 def _is_unknown(node: Node) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pistage.core import limits
 from pistage.core.definition.building import Budget, TaskBuilder
+from pistage.core.definition.concurrency import concurrency_field
 from pistage.core.definition.cron import CronError, check_timezone, parse_cron
 from pistage.core.definition.environment import environment_field, is_variable
 from pistage.core.definition.fields import (
@@ -24,10 +25,23 @@ from pistage.core.definition.graph import Needs, checked_needs
 from pistage.core.definition.images import check_image
 from pistage.core.definition.nodes import ListNode, MapNode, Node, ScalarNode, is_null, shortened
 from pistage.core.definition.reservation import reservation_of
+from pistage.core.definition.retries import check_growth
 from pistage.core.definition.scope import Renderer, Scope, check_names
 from pistage.core.definition.settings import Settings, directory_field, parse_settings
 from pistage.core.definition.storage import declared_networks, declared_volumes
-from pistage.core.plan import Block, Network, RegistryAuth, Retry, Schedule, Step, Task, Volume, When
+from pistage.core.plan import (
+    Block,
+    Concurrency,
+    Network,
+    OnPartition,
+    RegistryAuth,
+    Retry,
+    Schedule,
+    Step,
+    Task,
+    Volume,
+    When,
+)
 
 #: J2: the other spellings of a key, each read as the first of its row.
 _SPELLINGS = (
@@ -42,16 +56,20 @@ _SPELLINGS = (
     ("startNode", "start_node"),
     ("runOnce", "run_once"),
     ("timezone", "timeZone", "time_zone"),
+    ("on_partition", "onPartition"),
+    ("queue_timeout", "queueTimeout"),
 )
 _OUTPUT = {"id", "isAvailable", "runningPipelines", "finishedPipeliens", "finished"}  # J1: what the original writes
 _SHARED = {"timeout", "retry", "resources", "agent", "services", "user"}
+_PLACING = {"on_partition", "queue_timeout"}
 _PIPELINE = (
     {"name", "description", "pipelineTasks", "networks", "volumes", "startNode", "runOnce", "crontab", "timezone"}
-    | {"priority", "queue"}
+    | {"priority", "queue", "concurrency"}
     | _OUTPUT
     | _SHARED
+    | _PLACING
 )
-_TASK = {"id", "name", "alias", "dependencies", "steps"} | _SHARED
+_TASK = {"id", "name", "alias", "dependencies", "steps"} | _SHARED | _PLACING
 _STEP = (
     {"id", "name", "alias", "image", "workingDir", "environment", "environmentString", "entryPoint", "command"}
     | {"volumes", "networks", "onSuccess", "onFailure", "authConfig"}
@@ -69,12 +87,13 @@ class PipelineParts:
     volumes: Mapping[str, Volume]
     schedule: Schedule | None
     start_node: ScalarNode | None
+    concurrency: Concurrency | None
 
 
 def plan_pipeline(root: MapNode, page: Page, given: Scope, renderer: Renderer) -> PipelineParts | None:
     """The tasks of a pipeline document. It has no templates: parameters of the run are in the environment only."""
     root = _respelled(root, page)
-    name_field(page, root.get("name"), root)
+    pipeline_name = name_field(page, root.get("name"), root)
     check_keys(page, root, _PIPELINE, "a pipeline")
     check_names(given, page, None)
     far = parse_settings(root.without("networks", "volumes", "environment"), page)
@@ -93,6 +112,7 @@ def plan_pipeline(root: MapNode, page: Page, given: Scope, renderer: Renderer) -
         volumes=declared_volumes(page, root.get("volumes")),
         schedule=_schedule(root, page),
         start_node=_start_node(root, page),
+        concurrency=concurrency_field(page, root.get("concurrency"), pipeline_name or ""),
     )
 
 
@@ -200,6 +220,7 @@ class _Pipeline:
         made = [self._step(item, own, builder) for item in items]
         body = Block(kind="sequence", name=name, children=tuple(step for step in made if step is not None))
         contexts = tuple(builder.contexts)
+        check_growth(page, own.retry, name, contexts)
         return Task(
             name=name,
             body=body,
@@ -208,8 +229,10 @@ class _Pipeline:
             services=tuple(builder.services.values()),
             constraints=tuple(builder.constraints),
             resources=reservation_of(body, contexts),
-            retry=own.retry or Retry(),
+            retry=own.retry.task if own.retry else Retry(),
             timeout_s=own.timeout_s or limits.TASK_TIMEOUT_DEFAULT_S,
+            queue_timeout_s=own.queue_timeout_s,
+            on_partition=own.on_partition or OnPartition.KILL,
         )
 
     def _step(self, item: Node, task: Settings, builder: TaskBuilder) -> Step | None:
@@ -219,7 +242,7 @@ class _Pipeline:
             return None
         node = _respelled(mapping, page)
         check_keys(page, node, _STEP, "a step")
-        own = parse_settings(node.without("environment", "workingDir"), page)
+        own = parse_settings(node.without("environment", "workingDir"), page, of_step=True)
         builder.add_constraints(own.constraints)
         builder.add_services(own.over(task).services, page, node)
         image = self._image(node)

@@ -18,18 +18,19 @@ from pistage.core.definition.fields import (
 from pistage.core.definition.findings import Page
 from pistage.core.definition.nodes import ListNode, MapNode, Node, Place, ScalarNode, below, is_null
 
-#: Keys that a definition, a group and a step all take.
-SETTINGS = frozenset(
+_SHARED = frozenset(
     {"env", "workdir", "user", "timeout", "retry", "resources", "agent", "volumes", "networks", "services"}
-    | {"priority", "queue"}
 )
+#: Keys that a definition and a group take, and but for the last two a step.
+SETTINGS = _SHARED | {"on_partition", "queue_timeout"}
+_PLAN = {"priority", "queue", "concurrency"}  # of the root alone; inside an action that a `dep` uses nobody asks them
 _STEP = (
-    SETTINGS
+    _SHARED
     | {"name", "description", "dep", "image", "run", "command", "entrypoint", "with", "on"}
     | {"async", "from", "when"}
 )
 _GROUP = SETTINGS | {"steps", "description", "image", "needs", "when"}
-_DEFINITION = SETTINGS | {"name", "description", "uses", "image", "with", "async", "when"}
+_DEFINITION = SETTINGS | _PLAN | {"name", "description", "uses", "image", "with", "async", "when"}
 _LEAF = _DEFINITION - {"uses"} | {"dep", "run", "command", "entrypoint", "on"}
 _NO_SETTINGS = MapNode(entries={}, keys={})
 
@@ -102,7 +103,7 @@ def parse_pistages(root: MapNode, page: Page) -> Definition | None:
 
 def _leaf(root: MapNode, page: Page) -> tuple[GroupSource, ...]:
     """P1: a document without `uses` is one group `main` with one step; its other keys are the definition's."""
-    body = root.without("with", "async", "when", "name", *SETTINGS)
+    body = root.without("with", "async", "when", "name", *SETTINGS, *_PLAN)
     step = _step(body, page)
     return () if step is None else (GroupSource(name="main", node=root, steps=(step,)),)
 
@@ -132,7 +133,6 @@ def _group(name: str, uses: MapNode, page: Page) -> GroupSource | None:
             return _group_of(name, node, node, page, _NO_SETTINGS)
         case MapNode():
             check_keys(page, node, _GROUP, "a group")
-            _check_plan_keys(node, page)
             if node.get("steps") is None:
                 page.error(
                     uses.keys[name], "no-steps", f"the group '{name}' has no 'steps'", "give it 'steps:' with a list"
@@ -181,7 +181,6 @@ def _listed_step(node: Node, page: Page) -> StepSource | None:
         page.error(node, "wrong-kind", f"a step must be a mapping with 'run' or 'dep', not {came(node)}", hint)
         return None
     check_keys(page, node, _STEP, "a step")
-    _check_plan_keys(node, page)
     return _step(node, page)
 
 
@@ -232,14 +231,6 @@ def _check_what_runs(node: MapNode, page: Page) -> bool:
         )
         return False
     return True
-
-
-def _check_plan_keys(node: MapNode, page: Page) -> None:
-    for key in ("priority", "queue"):
-        if key in node.keys:
-            page.warn(
-                node.keys[key], "misplaced-key", f"'{key}' has an effect only on the whole definition", "move it there"
-            )
 
 
 def _settings(node: MapNode) -> MapNode:

@@ -19,7 +19,7 @@ from pistage.core.definition.pistages import parse_pistages
 from pistage.core.definition.scope import Entry, Renderer, Scope, given_value
 from pistage.core.definition.storage import is_name
 from pistage.core.definition.values import TemplateError
-from pistage.core.plan import Network, Plan, Schedule, Task, Volume
+from pistage.core.plan import Concurrency, Network, Plan, Schedule, Task, Volume
 
 _QUEUE_DEFAULT = "default"
 _PRIORITY_MAX = 1000
@@ -69,6 +69,7 @@ class Parts:
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     schedule: Schedule | None = None
     start_node: ScalarNode | None = None
+    concurrency: Concurrency | None = None
     images_missing: tuple[str, ...] = ()
 
 
@@ -171,6 +172,7 @@ class _Planner:
                     volumes=made.volumes,
                     schedule=made.schedule,
                     start_node=made.start_node,
+                    concurrency=made.concurrency,
                 )
             )
         definition = parse_pistages(root, page) if self.dialect == "pistages" else None
@@ -178,7 +180,13 @@ class _Planner:
             return None
         grouped = plan_groups(definition, given, self.library, self.renderer)
         self.images_missing = tuple(grouped.images_missing)
-        return Parts(tasks=grouped.tasks, needs=grouped.needs, networks=grouped.networks, volumes=grouped.volumes)
+        return Parts(
+            tasks=grouped.tasks,
+            needs=grouped.needs,
+            networks=grouped.networks,
+            volumes=grouped.volumes,
+            concurrency=grouped.concurrency,
+        )
 
     def _joined(self, root: MapNode, page: Page, parts: Parts, start_node: str | None) -> Plan | None:
         start, at = (start_node, Place()) if start_node is not None else _start_of(parts)
@@ -200,6 +208,7 @@ class _Planner:
             start_node=start,
             priority=priority,
             queue=queue,
+            concurrency=parts.concurrency,
         )
         if self.renderer.is_strict and len(to_json(Plan, plan).encode()) > limits.PLAN_BYTES_MAX:
             page.error(

@@ -9,6 +9,7 @@ from typing import TypeVar
 from pistage.core.definition.environment import environment_field
 from pistage.core.definition.fields import (
     check_keys,
+    choice_field,
     count_field,
     duration_field,
     map_field,
@@ -19,7 +20,7 @@ from pistage.core.definition.fields import (
 )
 from pistage.core.definition.findings import Page
 from pistage.core.definition.nodes import Kind, ListNode, MapNode, Node, ScalarNode, is_true, shortened
-from pistage.core.definition.retries import retry_field
+from pistage.core.definition.retries import RetryAsked, retry_field
 from pistage.core.definition.services import services_field
 from pistage.core.definition.storage import attachments_field, is_path, mounts_field
 from pistage.core.definition.units import (
@@ -30,7 +31,7 @@ from pistage.core.definition.units import (
     is_label_value,
     milli_of,
 )
-from pistage.core.plan import Attachment, Constraint, Mount, Resources, Retry, Service
+from pistage.core.plan import Attachment, Constraint, Mount, OnPartition, Resources, Service
 
 T = TypeVar("T")
 
@@ -43,8 +44,9 @@ class Settings:
     workdir: str | None = None
     user: str | None = None
     timeout_s: float | None = None
-    retry: Retry | None = None
-    tries: int | None = None  # the number in `retry`, for a step
+    queue_timeout_s: float | None = None
+    on_partition: OnPartition | None = None
+    retry: RetryAsked | None = None
     cpus_milli: int | None = None
     memory_bytes: int | None = None
     gpus: int | None = None
@@ -52,6 +54,11 @@ class Settings:
     mounts: tuple[Mount, ...] = ()
     networks: tuple[Attachment, ...] = ()
     services: tuple[Service, ...] = ()
+
+    @property
+    def tries(self) -> int | None:
+        """The number in `retry`, for a step."""
+        return None if self.retry is None else self.retry.limit
 
     @property
     def resources(self) -> Resources:
@@ -66,8 +73,9 @@ class Settings:
             workdir=_first(self.workdir, far.workdir),
             user=_first(self.user, far.user),
             timeout_s=_first(self.timeout_s, far.timeout_s),
+            queue_timeout_s=_first(self.queue_timeout_s, far.queue_timeout_s),
+            on_partition=_first(self.on_partition, far.on_partition),
             retry=_first(self.retry, far.retry),
-            tries=_first(self.tries, far.tries),
             cpus_milli=_first(self.cpus_milli, far.cpus_milli),
             memory_bytes=_first(self.memory_bytes, far.memory_bytes),
             gpus=_first(self.gpus, far.gpus),
@@ -85,22 +93,23 @@ def _first(near: T | None, far: T | None) -> T | None:
     return far if near is None else near
 
 
-def parse_settings(node: MapNode, page: Page, *, declares: bool = False) -> Settings:
+def parse_settings(node: MapNode, page: Page, *, declares: bool = False, of_step: bool = False) -> Settings:
     """The settings in a mapping whose templates are rendered; keys that are not settings are passed over.
 
-    `declares` is said of a definition, whose `volumes` and `networks` may also declare.
+    `declares` is said of a definition, whose `volumes` and `networks` may also declare; `of_step` of a step, which
+    cannot say how its task waits for an agent or what becomes of it there.
     """
     if not node.entries:
         return _NONE
     cpus_milli, memory_bytes, gpus = _resources(node.get("resources"), page)
-    retry = retry_field(page, node.get("retry"))
     return Settings(
         env=environment_field(page, node.get("env"), "env"),
         workdir=directory_field(page, node.get("workdir"), "workdir"),
         user=user_field(page, node.get("user")),
         timeout_s=duration_field(page, node.get("timeout"), "timeout"),
-        retry=None if retry is None else retry.task,
-        tries=None if retry is None else retry.limit,
+        queue_timeout_s=None if of_step else duration_field(page, node.get("queue_timeout"), "queue_timeout"),
+        on_partition=None if of_step else choice_field(page, node.get("on_partition"), "on_partition", OnPartition),
+        retry=retry_field(page, node.get("retry"), in_place=of_step),
         cpus_milli=cpus_milli,
         memory_bytes=memory_bytes,
         gpus=gpus,

@@ -123,7 +123,9 @@ class _YamlReader:
         if event.anchor:
             raise self._refused("anchor", f"anchors ('&{event.anchor}') are not supported", line, column)
         if event.tag and not (isinstance(event, yaml.ScalarEvent) and event.tag == "!" and not event.implicit[0]):
-            raise self._refused("tag", f"tags ('{event.tag}') are not supported", line, column, "take the tag out")
+            # `agent: !spot` is a demand to its author and a tag to YAML.
+            hint = "put the value in quotes, or take the tag out" if event.tag[0] == "!" else "take the tag out"
+            raise self._refused("tag", f"tags ('{event.tag}') are not supported", line, column, hint)
 
     def _refused(
         self, code: str, message: str, line: int, column: int, hint: str = "write the value out"

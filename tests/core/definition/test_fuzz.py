@@ -47,7 +47,8 @@ TOKENS = [
 KEY_LIST = """
 name uses run dep with image async on env workdir user timeout retry resources agent volumes networks services needs
 when priority queue steps command entrypoint from pipelineTasks pipeline dependencies startNode crontab authConfig
-environment environmentString alias outputs cpus memory gpus limit backoff reentry failed x
+environment environmentString alias outputs cpus memory gpus limit backoff reentry failed
+concurrency group overflow on_partition onPartition queue_timeout queueTimeout factor max x
 """
 KEYS = KEY_LIST.split()
 WORDS = [
@@ -62,6 +63,8 @@ WORDS = [
     "true",
     "{{ .x }}",
     "{{ .y | default(1) }}",
+    "continue",
+    "cancel-old",
     "main",
 ]
 

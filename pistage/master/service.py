@@ -159,8 +159,8 @@ async def _lead(context: Context) -> None:
             log.info("term=%d not for long: %s", replica.term, refusal)
             continue
         context.sessions.open()
-        services = (context.dispatch.serve(), context.sessions.watch_the_clock(), context.members.lead())
-        async with running(*services, context.copies.lead()):
+        sessions = (context.sessions.watch_the_clock(), context.sessions.answer_heartbeats())
+        async with running(context.dispatch.serve(), *sessions, context.members.lead(), context.copies.lead()):
             await replica.until_deposed()
         await context.sessions.close(leader=context.leader_elsewhere())
         log.info("this master leads no longer")

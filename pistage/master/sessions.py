@@ -19,6 +19,7 @@ from pistage.core.plan import FailureClass
 from pistage.errors import Code, PistageError
 from pistage.master import reads
 from pistage.master.copies import Copies
+from pistage.master.heartbeats import Heartbeats
 from pistage.master.logwriter import Appended
 from pistage.master.records import StreamKey
 from pistage.master.replica import Replica
@@ -43,6 +44,7 @@ class Session:
     run_of: dict[str, str] = field(default_factory=dict)  # attempt -> run, of this agent's own attempts
     is_closing: asyncio.Event = field(default_factory=asyncio.Event)
     leader: str = ""  # where to go on, once it is closing
+    is_leaving: bool = False  # it takes no more work
 
 
 class Sessions:
@@ -56,10 +58,11 @@ class Sessions:
         self._listening_since = time.monotonic()
         self._sessions: dict[str, Session] = {}
         self._last_heard: dict[str, float] = {}
+        self._heartbeats = Heartbeats(replica)
         self._on_change: Callable[[], None] = lambda: None
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when an agent has come or gone."""
+        """Call `listener` when an agent has come or gone, or takes no more work."""
         self._on_change = listener
 
     def open(self) -> None:
@@ -90,6 +93,10 @@ class Sessions:
                 log.warning("this master stood still for %.1f s: every agent gets a lease anew", late_s)
                 self._listening_since = time.monotonic()
 
+    async def answer_heartbeats(self) -> None:
+        """For as long as this master leads, or until cancelled."""
+        await self._heartbeats.serve()
+
     @property
     def has_any(self) -> bool:
         """Whether any agent has a session here."""
@@ -98,6 +105,11 @@ class Sessions:
     def is_connected(self, agent_id: str) -> bool:
         """Whether the agent has a session here."""
         return agent_id in self._sessions
+
+    def takes_work(self, agent_id: str) -> bool:
+        """Whether the agent has a session here and has not said that it leaves."""
+        session = self._sessions.get(agent_id)
+        return session is not None and not session.is_leaving
 
     def silent_s(self, agent_id: str) -> float:
         """Seconds since the agent was heard of, or since this master began to listen: nobody is judged early."""
@@ -131,7 +143,11 @@ class Sessions:
         log.info("agent=%s connected epoch=%d", session.name, session.epoch)
         self._on_change()
         try:
-            await _Link(self._replica, self._copies, socket, session, self._last_heard).run()
+            link = _Link(
+                self._replica, self._copies, socket, session,
+                last_heard=self._last_heard, heartbeats=self._heartbeats, leaves=self._leaves,
+            )  # fmt: skip
+            await link.run()
         finally:
             self._forget(session)
             log.info("agent=%s disconnected", session.name)
@@ -145,6 +161,7 @@ class Sessions:
         self._last_heard[info.id] = time.monotonic()  # also of one that we cannot register now: our disk may be full
         outcome = await self._replica.propose(RegisterAgent(at=wire.now_ms(), info=info))
         session = Session(info.id, info.name, int(str(outcome.value["epoch"])), asyncio.Queue(_OUTGOING_MAX))
+        session.is_leaving = message.is_leaving
         if older := self._sessions.pop(info.id, None):
             older.is_closing.set()
         self._sessions[info.id] = session  # from here on nothing that is decided is missed
@@ -154,6 +171,11 @@ class Sessions:
             self._forget(session)
             raise
         return session
+
+    def _leaves(self, session: Session) -> None:
+        log.info("agent=%s takes no more work", session.name)
+        session.is_leaving = True
+        self._on_change()
 
     def _forget(self, session: Session) -> None:
         if self._sessions.get(session.agent_id) is session:
@@ -212,13 +234,15 @@ class _Link:
 
     def __init__(
         self, replica: Replica, copies: Copies, socket: web.WebSocketResponse, session: Session,
-        last_heard: dict[str, float],
+        *, last_heard: dict[str, float], heartbeats: Heartbeats, leaves: Callable[[Session], None],
     ) -> None:  # fmt: skip
         self._replica = replica
         self._copies = copies
         self._socket = socket
         self._session = session
         self._last_heard = last_heard
+        self._heartbeats = heartbeats
+        self._leaves = leaves
         self._reports: asyncio.Queue[wire.Report] = asyncio.Queue(_INCOMING_MAX)
         self._appends: asyncio.Queue[tuple[StreamKey, asyncio.Future[Appended]]] = asyncio.Queue(_INCOMING_MAX)
 
@@ -251,7 +275,9 @@ class _Link:
                 case wire.Report() as report:
                     await self._reports.put(report)
                 case wire.Heartbeat(number=number):
-                    self._send(wire.HeartbeatAck(number=number))
+                    self._heartbeats.heard(self._session.agent_id, number, self._answer)
+                case wire.Leaving():
+                    self._leaves(self._session)
                 case wire.Goodbye(reason=reason):
                     log.info("agent=%s says goodbye: %s", self._session.name, reason)
                     break
@@ -306,6 +332,12 @@ class _Link:
     def _refuse(self, key: StreamKey, reason: str, *, is_final: bool) -> None:
         attempt_id, step, stream = key
         self._send(wire.LogRefused(attempt_id=attempt_id, step=step, stream=stream, reason=reason, is_final=is_final))
+
+    def _answer(self, number: int) -> None:
+        try:
+            self._session.outgoing.put_nowait(wire.HeartbeatAck(number=number))
+        except asyncio.QueueFull:  # said by whoever finds it full with more than this
+            log.debug("agent=%s reads too slowly for its heartbeats", self._session.name)
 
     def _send(self, message: wire.ToAgent) -> None:
         try:

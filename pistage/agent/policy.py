@@ -1,9 +1,9 @@
 """Policy: the one place where a container's specification is made, and the check it must pass before it is sent.
 
 What can be asked of the engine is what these dataclasses can say. There is no field for privileges, namespaces of the
-host, capabilities, devices, security options or sockets, so no input can lead there; `refuse_unless_allowed` looks at
-the finished request once more, knowing nothing of how it was made. Containers keep the engine's default capabilities
-and `no-new-privileges` is left off: `sudo` and `ping` in an image work as people expect.
+host, capabilities, devices but GPUs, security options or sockets, so no input can lead there; `refuse_unless_allowed`
+looks at the finished request once more, knowing nothing of how it was made. Containers keep the engine's default
+capabilities and `no-new-privileges` is left off: `sudo` and `ping` in an image work as people expect.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pistage.agent.gpus import KFD, Gpu
 from pistage.agent.runtimes.base import ExecutionError
 from pistage.core import limits
 from pistage.core.plan import FailureClass, HealthCheck, Network, Resources, Volume
@@ -27,9 +28,11 @@ _TOP_LEVEL = frozenset(
      "Healthcheck", "AttachStdin", "AttachStdout", "AttachStderr", "OpenStdin", "Tty"}
 )  # fmt: skip
 _HOST_CONFIG = frozenset(
-    {"NetworkMode", "Mounts", "NanoCpus", "Memory", "MemorySwap", "PidsLimit", "DeviceRequests", "LogConfig"}
+    {"NetworkMode", "Mounts", "NanoCpus", "Memory", "MemorySwap", "PidsLimit", "DeviceRequests", "Devices", "LogConfig"}
 )
 _MOUNT = frozenset({"Type", "Source", "Target", "ReadOnly"})
+_RENDER_NODE = re.compile(r"/dev/dri/renderD\d{1,4}")
+_GPU_ID = re.compile(r"[0-9]{1,3}|GPU-[0-9a-fA-F-]{8,64}")
 _LOG_DRIVERS = frozenset({"local", "json-file"})
 
 
@@ -61,6 +64,7 @@ class ContainerSpec:
     networks: Sequence[tuple[str, Sequence[str]]] = ()
     mounts: Sequence[VolumeMount] = ()
     resources: Resources = field(default_factory=Resources)
+    gpus: Sequence[Gpu] = ()
     health: HealthCheck | None = None
     log_driver: str = "local"
 
@@ -100,8 +104,12 @@ class ContainerSpec:
         if self.resources.memory_bytes:
             # The same figure for both: no swap beyond the limit.
             config["Memory"] = config["MemorySwap"] = self.resources.memory_bytes
-        if self.resources.gpus:
-            config["DeviceRequests"] = [{"Count": self.resources.gpus, "Capabilities": [["gpu"]]}]
+        if ids := [gpu.id for gpu in self.gpus if gpu.vendor == "nvidia"]:
+            config["DeviceRequests"] = [{"DeviceIDs": ids, "Capabilities": [["gpu"]]}]
+        if nodes := [gpu.id for gpu in self.gpus if gpu.vendor == "amd"]:
+            config["Devices"] = [
+                {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in (KFD, *nodes)
+            ]
         return config
 
 
@@ -126,7 +134,12 @@ def refuse_unless_allowed(body: Mapping[str, Any], *, vetted_binds: Sequence[str
     for mount in host.get("Mounts", ()):
         _check_mount(mount, vetted_binds)
     for request in host.get("DeviceRequests", ()):
-        if set(request) != {"Count", "Capabilities"} or request["Capabilities"] != [["gpu"]]:
+        is_gpu = set(request) == {"DeviceIDs", "Capabilities"} and request["Capabilities"] == [["gpu"]]
+        if not is_gpu or not all(_GPU_ID.fullmatch(gpu_id) for gpu_id in request["DeviceIDs"]):
+            raise _refused("devices other than GPUs cannot be asked for")
+    for device in host.get("Devices", ()):
+        path = str(device.get("PathOnHost"))
+        if path != device.get("PathInContainer") or not (path == KFD or _RENDER_NODE.fullmatch(path)):
             raise _refused("devices other than GPUs cannot be asked for")
     if host.get("LogConfig", {}).get("Type", "local") not in _LOG_DRIVERS:
         raise _refused("the engine's log must stay with the engine")

@@ -20,6 +20,11 @@ class Reports:
         self._number = 0
         self._changed = asyncio.Event()
 
+    @property
+    def has_any(self) -> bool:
+        """Whether anything was not answered yet."""
+        return bool(self._events)
+
     def add(self, event: AttemptEvent) -> None:
         """Report `event`, which is in the journal already."""
         self._events.append(event)

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import platform
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 
 from pistage import __version__
 from pistage.agent import runtimes
 from pistage.agent.attempt.runner import Runner
-from pistage.agent.capacity import capacity_of
+from pistage.agent.capacity import capacity_of, labels_of
+from pistage.agent.directory import held
+from pistage.agent.gpus import Gpu, GpuPool, offered
 from pistage.agent.journal import Entry, Journal
+from pistage.agent.lease import Expiry, Lease
 from pistage.agent.outbox import Outbox
 from pistage.agent.reports import Reports
+from pistage.agent.runtimes import devices
 from pistage.agent.runtimes.base import ExecutionError, Runtime
 from pistage.agent.session import Send, Session
 from pistage.config import AgentConfig
 from pistage.core import ids
-from pistage.core.commands import Finished
-from pistage.core.model import AgentInfo, Capacity
+from pistage.core.commands import Finished, StepFinished
+from pistage.core.model import AgentInfo, Capacity, Result, State
+from pistage.core.plan import FailureClass, OnPartition
 from pistage.errors import Code, PistageError
 from pistage.wire import (
     Assign,
     Cancel,
+    Evict,
     Held,
     Hello,
+    Leaving,
     LogAck,
     LogRefused,
     Release,
@@ -36,6 +41,7 @@ from pistage.wire import (
     ToAgent,
     Welcome,
     new_id,
+    now_ms,
 )
 
 log = logging.getLogger(__name__)
@@ -43,12 +49,14 @@ log = logging.getLogger(__name__)
 _CHORE_RETRY_MIN_S = 0.1
 _CHORE_RETRY_MAX_S = 5.0
 _TIDY_S = 3.0  # at a stop, for the networks and volumes of runs that have just ended
+_LAST_WORDS_S = 5.0  # after the stop grace, for the end of what ends with the agent to reach a master
 
 
 class Agent:
-    """Runs what the masters assign until it is cancelled or asked to stop.
+    """Runs what the masters assign until it is cancelled, or asked to leave or to stop.
 
-    Stopping ends sandboxed and plain processes; containers run on and are found again by the next start.
+    Stopping ends sandboxed and plain processes; containers run on and are found again by the next start. Leaving is
+    stopping once what runs is done, or `drain_timeout` is over; nothing new is begun meanwhile.
     """
 
     def __init__(self, settings: AgentConfig, *, token: str | None) -> None:
@@ -66,7 +74,12 @@ class Agent:
         self._beginning: set[str] = set()
         self._runs: set[str] = set()
         self._chores: asyncio.TaskGroup | None = None
+        self._gpus = GpuPool()
+        self._labels: Mapping[str, str] = {}
+        self._lease: Lease | None = None
+        self._leaving = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._settled = asyncio.Event()  # an attempt or a report was settled
         self._released = asyncio.Event()
         self._is_resumed = False
         self._journal: Journal | None = None
@@ -84,20 +97,56 @@ class Agent:
     def request_stop(self) -> None:
         """Make `run` return soon."""
         self._stopping.set()
+        self._settled.set()
+
+    def request_leave(self) -> None:
+        """Take no more work, and make `run` return when what there is has ended; asked again, soon."""
+        if self._leaving.is_set():
+            self.request_stop()
+        self._leaving.set()
 
     async def run(self) -> None:
-        """Until cancelled or `request_stop`; PistageError `conflict` if another agent holds the directory."""
-        with _held(self._settings) as agent_id:
+        """Until cancelled or what was requested is done; PistageError `conflict` if another agent has the directory."""
+        with held(self._settings) as agent_id:
             self._id = agent_id
             log.info("agent=%s name=%s runtime=%s starts", self._id, self._name, self._runtime.name)
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(self._work(), name="agent")
-                stop = group.create_task(self._stopping.wait(), name="stop")
+                stop = group.create_task(self._end(), name="stop")
                 await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
                     await self._tidied()
                 work.cancel()
                 stop.cancel()
+
+    async def _end(self) -> None:
+        """Until it is time to stop."""
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(wish.wait()) for wish in (self._leaving, self._stopping)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        if self._stopping.is_set():
+            return
+        wait_s = self._settings.drain_timeout
+        log.info("leaving: %d attempts have %g s to end", len(self._entries), wait_s)
+        if await self._drained(wait_s) or self._runtime.is_lasting or not self._session.is_connected:
+            return
+        # What ends with the agent anyway is said to be lost, while there is somebody to hear it.
+        for runner in self._runners.values():
+            runner.evict("its agent was stopped")
+        await self._drained(self._settings.stop_grace + _LAST_WORDS_S)
+
+    async def _drained(self, wait_s: float) -> bool:
+        """Wait until every attempt has ended and the masters know it, or a stop is requested; False: not in time."""
+        try:
+            async with asyncio.timeout(wait_s):
+                while (self._entries or self._reports.has_any) and not self._stopping.is_set():
+                    self._settled.clear()
+                    await self._settled.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _tidied(self) -> None:
         """Wait a little for the end of what is being removed; with work under way, that is left to the next start."""
@@ -112,14 +161,25 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 self._chores = group
                 await self._runtime.open(group)
-                self._capacity = capacity_of(self._settings, gpus_found=await self._runtime.gpus())
+                self._offer(offered(await self._runtime.gpus(), self._settings.gpus))
                 self._journal = Journal(self._settings.data_dir / "journal")
                 self._entries = {entry.attempt_id: entry for entry in self._journal.load()}
+                for entry in self._entries.values():
+                    devices.claim(self._gpus, entry.attempt_id, entry, _contexts_left(entry))
+                # What an earlier agent ran may run out of its lease before any master is found.
+                self._lease = Lease(self._settings.data_dir / "lease", self._fence)
+                self._lease.resume()
+                group.create_task(self._lease.watch())
                 await self._session.run()
         finally:
             await self._runtime.close()
             for entry in self._entries.values():
                 entry.release()
+
+    def _offer(self, gpus: Sequence[Gpu]) -> None:
+        self._gpus = GpuPool(gpus)
+        self._capacity = capacity_of(self._settings, gpus=len(gpus))
+        self._labels = labels_of(self._settings, gpus)
 
     # --- what the session asks ------------------------------------------------------------------------------
 
@@ -132,17 +192,20 @@ class Agent:
             version=__version__,
             runtimes=(self._runtime.name,),
             capacity=self._capacity,
-            labels=self._settings.labels,
+            labels=self._labels,
             ignores_images=self._settings.ignore_images and self._settings.runtime != "docker",
         )
         held = (
             Held(attempt_id=entry.attempt_id, run_id=entry.assign.run_id, fence=entry.assign.fence)
             for entry in self._entries.values()
         )
-        return Hello(info=info, held=tuple(held))
+        return Hello(info=info, held=tuple(held), is_leaving=self._leaving.is_set())
 
-    async def welcomed(self, welcome: Welcome) -> None:
+    async def welcomed(self, welcome: Welcome, *, sent_s: float) -> None:
         """Give up what is not wanted any more, take up what an earlier process left, say again what was not heard."""
+        assert self._lease is not None, "there is no session before there is a lease"
+        # The coming of an agent is committed before it is welcomed: an answer like that to a heartbeat.
+        self._lease.renew(sent_s, length_s=welcome.lease_s)
         self._reports.begin_session()
         self._outbox.begin_session()
         verdicts = {verdict.attempt_id: verdict for verdict in welcome.verdicts}
@@ -162,14 +225,23 @@ class Agent:
         for run_id in self._runs - held - set(welcome.live_runs):
             self._begin_chore(self._release(run_id))
 
+    def answered(self, sent_s: float) -> None:
+        """The lease runs from there."""
+        assert self._lease is not None, "there is no session before there is a lease"
+        self._lease.renew(sent_s)
+
     async def received(self, message: ToAgent) -> None:
         """One message of the master's."""
+        self._look_at_the_lease()
         match message:
             case Assign():
                 await self._assigned(message)
             case Cancel(attempt_id=attempt_id, reason=reason):
                 if runner := self._runners.get(attempt_id):
                     runner.cancel(reason)
+            case Evict(attempt_id=attempt_id, reason=reason):
+                if runner := self._runners.get(attempt_id):
+                    runner.evict(reason)
             case Reported(number=number, refused=refused):
                 self._reported(number, refused)
             case LogAck():
@@ -182,8 +254,13 @@ class Agent:
                 pass  # Welcome, HeartbeatAck and Goodbye are the session's own
 
     def pumps(self, send: Send) -> Sequence[Awaitable[None]]:
-        """What sends reports and output."""
-        return [self._reports.pump(send), self._outbox.pump(send)]
+        """What sends reports and output, and says that the agent leaves."""
+        return [self._reports.pump(send), self._outbox.pump(send), self._say_leaving(send)]
+
+    async def _say_leaving(self, send: Send) -> None:
+        await self._leaving.wait()
+        await send(Leaving())  # said twice, in the hello as well, it does no harm
+        await asyncio.Event().wait()  # the session ends with the first of its pumps
 
     # --- attempts -------------------------------------------------------------------------------------------
 
@@ -193,6 +270,11 @@ class Agent:
             return  # a repeat: its events are on their way, or come with the next session
         if not (ids.is_id(attempt_id) and ids.is_id(assign.run_id)):
             raise PistageError(Code.INVALID, "an assignment whose ids are not ours")
+        if self._leaving.is_set():
+            # It was on its way already. Nothing was begun, so another agent may have it at once.
+            result = Result(state=State.LOST, failure=FailureClass.LOST, reason="the agent is stopping")
+            self._reports.add(Finished(at=now_ms(), attempt_id=attempt_id, fence=assign.fence, result=result))
+            return
         assert self._journal is not None, "assignments come over a session, and that begins after the journal"
         self._beginning.add(attempt_id)
         self._runs.add(assign.run_id)
@@ -209,7 +291,9 @@ class Agent:
             self._outbox,
             agent_name=self._name,
             grace_s=self._settings.stop_grace,
+            gpus=self._gpus,
             publish=self._reports.add,
+            look=self._look_at_the_lease,
         )
         for event in entry.events:
             self._reports.add(event)
@@ -230,6 +314,26 @@ class Agent:
             if runner.is_acknowledged:
                 self._forget(entry)
 
+    def _look_at_the_lease(self) -> None:
+        """Before anything is begun: the whole machine may have slept since anybody looked."""
+        if self._lease is not None:
+            self._lease.check()
+
+    def _fence(self, expiry: Expiry) -> None:
+        """No master was heard of for a lease: what must not run twice ends before the masters give it to another."""
+        for attempt_id, entry in list(self._entries.items()):
+            if entry.is_over or entry.assign.task.on_partition is OnPartition.CONTINUE:
+                continue
+            if attempt_id not in self._runners:
+                self._take_up(entry)
+            runner = self._runners[attempt_id]
+            if runner.is_fenced or runner.is_abandoned:
+                continue
+            reason = f"no master was heard of for {expiry.unheard_s:.0f} s, so the agent stopped it"
+            log.warning("attempt=%s %s", attempt_id, reason)
+            grace_s = max(0.0, min(self._settings.stop_grace, expiry.grace_s))
+            self._begin_chore(runner.fence_off(reason, grace_s=grace_s))
+
     def _abandon(self, attempt_id: str, reason: str) -> None:
         runner = self._runners.get(attempt_id)
         if runner is None:
@@ -241,6 +345,7 @@ class Agent:
             self._forget(self._entries[attempt_id])
 
     def _reported(self, number: int, refused: Sequence[str]) -> None:
+        self._settled.set()
         for event in self._reports.on_reported(number):
             runner = self._runners.get(event.attempt_id)
             if runner is None or not isinstance(event, Finished) or event.attempt_id in refused:
@@ -255,6 +360,7 @@ class Agent:
         if self._entries.pop(entry.attempt_id, None):
             del self._runners[entry.attempt_id]
             entry.drop()
+            self._settled.set()
 
     # --- what is left of runs -------------------------------------------------------------------------------
 
@@ -273,6 +379,12 @@ class Agent:
         self._released.set()
 
 
+def _contexts_left(entry: Entry) -> set[str]:
+    """The contexts that still have something to run."""
+    ended = {event.step for event in entry.events if isinstance(event, StepFinished)}
+    return {step.context for step in entry.assign.task.steps() if step.id not in ended}
+
+
 async def _until_done(job: Callable[[], Awaitable[None]], what: str) -> None:
     """Again until it worked: what cannot be removed now, because it is in use or the engine is away, can be later."""
     wait_s = _CHORE_RETRY_MIN_S
@@ -288,44 +400,3 @@ async def _until_done(job: Callable[[], Awaitable[None]], what: str) -> None:
 
 async def _as_coroutine(job: Awaitable[None]) -> None:
     await job
-
-
-@contextmanager
-def _held(settings: AgentConfig) -> Iterator[str]:
-    """Hold the directory; the agent's id, which is made if there is none."""
-    directory = settings.data_dir
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise PistageError(
-            Code.USAGE, f"cannot use the agent's directory {directory}: {error.strerror}", hint="set data_dir"
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise PistageError(
-            Code.CONFLICT, f"another agent is using {directory}", hint="give each agent a data_dir of its own"
-        ) from None
-    try:
-        yield _agent_id(settings)
-    finally:
-        os.close(lock)
-
-
-def _agent_id(settings: AgentConfig) -> str:
-    file = settings.data_dir / "id"
-    if file.exists():
-        known = file.read_text(encoding="ascii").strip()
-        if ids.is_id(known):
-            return known
-        raise PistageError(Code.STORAGE, f"{file} does not hold an agent's id", hint="remove it to become a new agent")
-    fresh = new_id()
-    draft = file.with_suffix(".new")
-    with draft.open("w", encoding="ascii") as stream:
-        stream.write(fresh)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
-    return fresh

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Protocol
@@ -17,6 +16,7 @@ from typing import Protocol
 import aiohttp
 from yarl import URL
 
+from pistage.agent.lease import boottime_s
 from pistage.core import limits
 from pistage.errors import Code, PistageError
 from pistage.wire import (
@@ -53,8 +53,11 @@ class Owner(Protocol):
     def hello(self) -> Hello:
         """Who it is and what it holds, now."""
 
-    async def welcomed(self, welcome: Welcome) -> None:
-        """A session has begun; what is sent from now on goes to this master."""
+    async def welcomed(self, welcome: Welcome, *, sent_s: float) -> None:
+        """A session has begun, by a hello of `sent_s`; what is sent from now on goes to this master."""
+
+    def answered(self, sent_s: float) -> None:
+        """The master has answered a heartbeat that was sent at `sent_s` of the clock of leases."""
 
     async def received(self, message: ToAgent) -> None:
         """A message of the master's. Must not wait for the session itself."""
@@ -77,9 +80,6 @@ class Session:
         self._owner = owner
         self._token = token
         self._random = random.Random()
-        #: When the newest heartbeat that was answered was sent, on the clock that also runs while the machine
-        #: sleeps: the lease runs from here. None before the first answer.
-        self.lease_from: float | None = None
         self.is_connected = False
         self._last_said = ""
 
@@ -133,13 +133,14 @@ class Session:
         except _RedirectedError as redirected:
             return master.join(URL(redirected.location)).origin()
         async with socket:
+            sent_s = boottime_s()
             await socket.send_bytes(pack_message(self._owner.hello()))
             first = await socket.receive(timeout=_WELCOME_TIMEOUT_S)
             if first.type is not aiohttp.WSMsgType.BINARY:
                 raise PistageError(Code.UNAVAILABLE, "it ended the session without a word")
             match unpack_message(first.data):
                 case Welcome(protocol=protocol) as welcome if protocol == PROTOCOL:
-                    return await self._talk(socket, master, welcome)
+                    return await self._talk(socket, master, welcome, sent_s)
                 case Welcome(protocol=protocol):
                     raise PistageError(Code.INVALID, f"it speaks protocol {protocol}, this agent {PROTOCOL}")
                 case Goodbye() as goodbye:
@@ -147,14 +148,16 @@ class Session:
                 case other:
                     raise PistageError(Code.INVALID, f"it began with {type(other).__name__}, not with a welcome")
 
-    async def _talk(self, socket: aiohttp.ClientWebSocketResponse, master: URL, welcome: Welcome) -> URL | None:
+    async def _talk(
+        self, socket: aiohttp.ClientWebSocketResponse, master: URL, welcome: Welcome, sent_s: float
+    ) -> URL | None:
         async def send(message: ToMaster) -> None:
             await socket.send_bytes(pack_message(message))
 
         self.is_connected = True
         self._last_said = ""
         log.info("master=%s epoch=%d connected", master, welcome.epoch)
-        await self._owner.welcomed(welcome)
+        await self._owner.welcomed(welcome, sent_s=sent_s)
         heart = _Heart(welcome.heartbeat_s)
         silence_s = min(welcome.lease_s, _BEATS_MISSED_MAX * welcome.heartbeat_s)
         jobs: list[Awaitable[URL | None]] = [self._read(socket, master, silence_s, heart)]
@@ -181,7 +184,8 @@ class Session:
                 return None
             match unpack_message(frame.data):
                 case HeartbeatAck(number=number):
-                    self.lease_from = heart.sent_at(number) or self.lease_from
+                    if (sent_s := heart.sent_at(number)) is not None:
+                        self._owner.answered(sent_s)
                 case Goodbye() as goodbye:
                     return self._dismissed(master, goodbye)
                 case Welcome() | Hello() | Heartbeat():
@@ -205,7 +209,7 @@ class _Heart:
         number = 0
         while True:
             number += 1
-            self._sent[number] = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self._sent[number] = boottime_s()
             await send(Heartbeat(number=number))
             await asyncio.sleep(self._interval_s)
 

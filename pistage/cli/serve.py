@@ -34,6 +34,9 @@ log = logging.getLogger("pistage")
 def serve_verb(role: str, config_file: Path | None, flags: Mapping[str, object], verbose: int) -> None:
     """Start a master or an agent and stay in the foreground; SIGTERM and Ctrl-C stop it cleanly.
 
+    An agent takes no more work after SIGTERM and waits for what it has, at most --drain-timeout; Ctrl-C or a second
+    signal stops it at once. Either way its containers run on, and the next start takes them up.
+
     Every key can be given as a flag, as an environment variable PISTAGE_<KEY>, or in the file of --config.
     """
     start_logging(verbose)
@@ -64,14 +67,14 @@ async def serve_master(settings: MasterConfig) -> None:
 
 
 async def serve_agent(settings: AgentConfig) -> None:
-    """An agent until a signal comes."""
+    """An agent until a signal comes: SIGTERM lets it see its work through, SIGINT or a second one does not."""
     token = read_token(settings)
     from pistage.agent.service import Agent
 
     agent = Agent(settings, token=token)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.request_stop)
+    loop.add_signal_handler(signal.SIGTERM, agent.request_leave)
+    loop.add_signal_handler(signal.SIGINT, agent.request_stop)
     await agent.run()
     log.info("agent stopped")
 

@@ -34,6 +34,8 @@ class FakeMaster:
     log_refusal: wire.LogRefused | None = None
     redirect_to: str = ""
     is_deaf: bool = False  # hears and does not answer
+    has_no_quorum: bool = False  # answers everything but heartbeats
+    is_left: bool = False  # the agent says that it takes no more work
     sockets: list[web.WebSocketResponse] = field(default_factory=list)
     url: str = ""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -94,6 +96,10 @@ class FakeMaster:
     async def _hear(self, socket: web.WebSocketResponse, message: wire.ToMaster | wire.ToAgent) -> None:
         answer: wire.ToAgent | None = None
         match message:
+            case wire.Heartbeat() if self.has_no_quorum:
+                answer = wire.Reported(number=0)  # some word, so that the agent stays
+            case wire.Leaving():
+                self.is_left = True
             case wire.Heartbeat(number=number):
                 answer = wire.HeartbeatAck(number=number)
             case wire.Report(number=number, events=events):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from pistage.agent import policy
+from pistage.agent.gpus import Gpu, GpuPool
 from pistage.agent.policy import ContainerSpec, VolumeMount, refuse_unless_allowed
 from pistage.agent.runtimes.base import Command, ExecutionError
 from pistage.agent.runtimes.docker import DockerPlace, DockerRuntime
@@ -100,6 +101,10 @@ def any_assign(rng: random.Random) -> Assign:
     )  # fmt: skip
 
 
+AN_NVIDIA = Gpu(vendor="nvidia", id="GPU-0c1d2e3f", index=0)
+AN_AMD = Gpu(vendor="amd", id="/dev/dri/renderD128", index=0)
+
+
 class RecordingEngine:
     """An engine that keeps what it is asked, and has every image."""
 
@@ -139,7 +144,7 @@ def check_harmless(body: dict[str, Any], run_id: str) -> None:
     """Written without the policy's own lists: what the engine does with each key of its API."""
     host = body["HostConfig"]
     forbidden = {
-        "Privileged", "CapAdd", "Devices", "DeviceCgroupRules", "SecurityOpt", "PidMode", "IpcMode", "UTSMode",
+        "Privileged", "CapAdd", "DeviceCgroupRules", "SecurityOpt", "PidMode", "IpcMode", "UTSMode",
         "UsernsMode", "CgroupnsMode", "Cgroup", "CgroupParent", "Binds", "VolumesFrom", "Sysctls", "Runtime",
         "Isolation", "PublishAllPorts", "PortBindings", "ExtraHosts", "RestartPolicy", "AutoRemove", "Tmpfs",
         "OomKillDisable", "OomScoreAdj", "GroupAdd", "Links", "ReadonlyPaths", "MaskedPaths", "ContainerIDFile",
@@ -156,7 +161,10 @@ def check_harmless(body: dict[str, Any], run_id: str) -> None:
         assert "/" not in mount["Source"] and set(mount) <= {"Type", "Source", "Target", "ReadOnly"}
         assert not mount["Source"].startswith("pistage-") or mount["Source"].startswith(f"pistage-{run_id}-")
     for request in host.get("DeviceRequests", []):
-        assert request["Capabilities"] == [["gpu"]] and "Options" not in request
+        assert request == {"DeviceIDs": ["GPU-0c1d2e3f"], "Capabilities": [["gpu"]]}
+    for device in host.get("Devices", []):
+        assert device["PathOnHost"] in {"/dev/kfd", "/dev/dri/renderD128"}
+        assert device["PathInContainer"] == device["PathOnHost"] and device["CgroupPermissions"] == "rw"
     assert host["LogConfig"]["Type"] in {"local", "json-file"}
     assert "Volumes" not in body and "ExposedPorts" not in body and body["Tty"] is False
     assert all(label.startswith("pistage.") for label in body["Labels"])
@@ -178,7 +186,8 @@ async def test_no_plan_reaches_the_host(block: int, tmp_path: Path) -> None:
                 key="1", script=step.script, entrypoint=step.entrypoint, command=step.command, env=step.env,
                 workdir=step.workdir, user=step.user,
             )  # fmt: skip
-            place = DockerPlace(runtime, assign, NoNotes())  # type: ignore[arg-type]
+            pool = GpuPool([AN_NVIDIA, AN_AMD][seed % 2 :][:1])
+            place = DockerPlace(runtime, assign, NoNotes(), pool)  # type: ignore[arg-type]
             engine.created.clear()
             for act in (place.prepare, lambda: place.start(assign.task.contexts[0], command)):  # noqa: B023
                 with contextlib.suppress(ExecutionError):
@@ -210,7 +219,11 @@ ALLOWED: dict[str, Any] = ContainerSpec(image="busybox", networks=[("n", ())]).r
         {"Mounts": [{"Type": "volume", "Source": "v", "Target": "relative"}]},
         {"Mounts": [{"Type": "npipe", "Source": "v", "Target": "/h"}]},
         {"Mounts": [{"Type": "volume", "Source": "v", "Target": "/h", "VolumeOptions": {"DriverConfig": {}}}]},
-        {"DeviceRequests": [{"Count": 1, "Capabilities": [["utility"]]}]},
+        {"DeviceRequests": [{"DeviceIDs": ["0"], "Capabilities": [["utility"]]}]},
+        {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]},
+        {"DeviceRequests": [{"DeviceIDs": ["all"], "Capabilities": [["gpu"]]}]},
+        {"Devices": [{"PathOnHost": "/dev/dri/renderD128", "PathInContainer": "/dev/sda"}]},
+        {"Devices": [{"PathOnHost": "/dev/dri/../sda", "PathInContainer": "/dev/dri/../sda"}]},
         {"LogConfig": {"Type": "syslog", "Config": {"syslog-address": "tcp://x"}}},
         {"RestartPolicy": {"Name": "always"}},
     ],

@@ -36,7 +36,7 @@ class Processes:
         self.url = f"http://127.0.0.1:{self.port}"
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PISTAGE_")}
-        self.environ = clean | {"PISTAGE_TOKEN": TOKEN, "PISTAGE_SERVER": self.url}
+        self.environ = clean | {"PISTAGE_TOKEN": TOKEN, "PISTAGE_SERVER": self.url, "PISTAGE_DRAIN_TIMEOUT": "0s"}
 
     def start_master(self, *flags: str, name: str = "master") -> None:
         self._start(name, "serve", "--role", "master", "--listen", f"127.0.0.1:{self.port}", *flags)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from pistage.agent.attempt import words
 from pistage.agent.attempt.step import StepRunner
 from pistage.agent.attempt.stop import Brake, Stop, StoppedError
+from pistage.agent.gpus import GpuPool
 from pistage.agent.journal import Entry
 from pistage.agent.outbox import Outbox
 from pistage.agent.runtimes.base import ExecutionError, Place, Runtime
@@ -21,6 +23,7 @@ from pistage.wire import now_ms
 log = logging.getLogger(__name__)
 
 _REMOVAL_RETRY_S = 5.0
+_KILL_RETRY_S = 0.5
 
 
 class Runner:
@@ -34,17 +37,20 @@ class Runner:
         *,
         agent_name: str,
         grace_s: float,
+        gpus: GpuPool,
         publish: Callable[[AttemptEvent], None],
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._entry = entry
         self._assign = entry.assign
         self._runtime = runtime
-        self._brake = Brake()
+        self._brake = Brake(look)
         self._publish = publish
         self.is_abandoned = False  # the masters want nothing of it any more
+        self.is_fenced = False  # no master was heard of for too long
         self.is_done = False  # `run` returned: nothing of it is left here
         self.is_acknowledged = False  # its end is committed
-        self._place: Place = runtime.place(entry.assign, entry)
+        self._place: Place = runtime.place(entry.assign, entry, gpus)
         self._steps = StepRunner(
             entry, self._place, outbox, self._brake, agent_name=agent_name, grace_s=grace_s, report=self._report
         )
@@ -71,6 +77,30 @@ class Runner:
         """Stop signal, grace, kill; `Finished` follows once everything is gone."""
         self._brake.request(Stop(state=State.CANCELLED, reason=reason))
 
+    def evict(self, reason: str) -> None:
+        """Stop it as `cancel` does, but as lost: it is tried again elsewhere."""
+        self._brake.request(Stop(state=State.LOST, failure=FailureClass.LOST, reason=reason, is_ordered=True))
+
+    def fence_off(self, reason: str, *, grace_s: float) -> Awaitable[None]:
+        """Stop it as lost, now: nobody may want it any more. Its end, and what it printed, wait for a master in `run`.
+
+        What is returned has to be awaited: it sees to it that nothing runs once `grace_s` and a kill are over.
+        """
+        self.is_fenced = True
+        self._steps.hurry(grace_s)
+        self.evict(reason)
+        return self._be_gone(grace_s)
+
+    async def _be_gone(self, grace_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._steps.quiet()
+        # At once, whoever is in the middle of stopping what: a step may have another step's grace, or a helper that
+        # hangs. What is dead can still be read, so its removal waits for that.
+        await self._insist(self._place.kill, _KILL_RETRY_S)
+        await self._steps.quiet()
+        await self._remove()
+
     def abandon(self, reason: str) -> None:
         """The masters want nothing of it any more: stop and remove it without another word."""
         self.is_abandoned = True
@@ -91,8 +121,8 @@ class Runner:
             result = await self._execute()
             # What succeeded has no process left but a container that waits for work: its removal may follow. In all
             # other cases another attempt may begin at once, so this one must be proven gone. Of a lost one nothing
-            # can be proven: what is left of it is removed when the engine is there again.
-            if result.state not in {State.SUCCEEDED, State.LOST}:
+            # can be proven, unless it was lost by order: what is left is removed when the engine is there again.
+            if result.state not in {State.SUCCEEDED, State.LOST} or (result.state is State.LOST and self._is_ordered):
                 await self._remove()
             await self._report(
                 Finished(at=now_ms(), attempt_id=self.attempt_id, fence=self.fence, result=result)
@@ -109,15 +139,22 @@ class Runner:
             )  # fmt: skip
         await self._remove()
 
+    @property
+    def _is_ordered(self) -> bool:
+        return self._brake.stop is not None and self._brake.stop.is_ordered
+
     async def _remove(self) -> None:
         """Until it is gone; an engine that is away for now holds this up and nothing else."""
+        await self._insist(self._place.close, _REMOVAL_RETRY_S)
+
+    async def _insist(self, job: Callable[[], Awaitable[None]], wait_s: float) -> None:
         while True:
             try:
-                await self._place.close()
+                await job()
                 return
             except ExecutionError as failure:
                 log.warning("attempt=%s is not removed yet: %s", self.attempt_id, failure.reason)
-                await asyncio.sleep(_REMOVAL_RETRY_S)
+                await asyncio.sleep(wait_s)
 
     async def _report(self, event: AttemptEvent) -> None:
         if self.is_abandoned:
@@ -132,7 +169,9 @@ class Runner:
             is_ok = await self._walk(self._assign.task.body)
         finally:
             deadline.cancel()
-        if (stop := self._brake.stop) is not None and not (is_ok and self._steps.was_untouched):
+        # An end of its own is the truth, whatever was ordered meanwhile.
+        is_its_own = self._steps.was_untouched and (is_ok or self._is_ordered)
+        if (stop := self._brake.stop) is not None and not is_its_own:
             return stop.result()
         return Result(state=State.SUCCEEDED, exit_code=0) if is_ok else self._steps.first_failure()
 

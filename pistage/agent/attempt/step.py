@@ -48,6 +48,8 @@ class StepRunner:
         self._failures: list[tuple[Step, Result]] = []
         self._started = {event.step: event for event in entry.events if isinstance(event, StepStarted)}
         self._resumed = frozenset(self._started)
+        self._ended: set[str] = set()  # steps none of whose commands runs any more
+        self._has_ended = asyncio.Event()
         self._finished = {event.step: event for event in entry.events if isinstance(event, StepFinished)}
         steps = list(self._assign.task.steps())
         self._left = Counter(step.context for step in steps if step.id not in self._finished)
@@ -58,9 +60,15 @@ class StepRunner:
         """The streams that are in the outbox now."""
         return (key for output in list(self._outputs.values()) for key in output.keys)
 
-    def hurry(self) -> None:
-        """Kill without grace: another attempt of the task may be running by now."""
-        self._grace_s = 0.0
+    def hurry(self, grace_s: float = 0.0) -> None:
+        """Kill after no more than this; 0: another attempt of the task may be running by now."""
+        self._grace_s = min(self._grace_s, grace_s)
+
+    async def quiet(self) -> None:
+        """Wait until no command that was started runs any more. Useful after a stop: nothing else is started then."""
+        while set(self._started) - set(self._finished) - self._ended:
+            self._has_ended.clear()
+            await self._has_ended.wait()
 
     def first_failure(self) -> Result:
         """How the attempt ended, when a step failed: as that step did, and which one it was."""
@@ -100,6 +108,9 @@ class StepRunner:
                 self._brake.request(Stop(state=State.LOST, failure=FailureClass.LOST, reason=failure.reason))
         except OutputRefusedError:
             pass  # said by `kept`, which finds the same refusal
+        finally:
+            self._ended.add(step.id)
+            self._has_ended.set()
         try:
             await output.kept()
         except OutputRefusedError as refusal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ class Stop:
     state: State
     reason: str
     failure: FailureClass | None = None
+    #: Somebody wants it to end, rather than something broke: it is proven gone before its end is reported.
+    is_ordered: bool = False
 
     def result(self) -> Result:
         return Result(state=self.state, failure=self.failure, reason=self.reason)
@@ -32,10 +34,14 @@ class StoppedError(Exception):
 
 
 class Brake:
-    """Holds the attempt's one stop; the first that is requested stays."""
+    """Holds the attempt's one stop; the first that is requested stays.
 
-    def __init__(self) -> None:
+    `look` is called before anything new is begun: who holds the brake may find that it is time to pull it.
+    """
+
+    def __init__(self, look: Callable[[], None] = lambda: None) -> None:
         self.stop: Stop | None = None
+        self._look = look
         self._scopes: set[asyncio.Timeout] = set()
 
     def request(self, stop: Stop) -> None:
@@ -49,6 +55,7 @@ class Brake:
     @asynccontextmanager
     async def scope(self, deadline: float | None = None) -> AsyncIterator[None]:
         """What runs inside is cancelled, and StoppedError raised, at a stop or at `deadline` of the loop's clock."""
+        self._look()
         if self.stop is not None:
             raise StoppedError(self.stop)
         timeout = asyncio.timeout_at(deadline)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pistage.agent.gpus import Gpu, GpuPool
 from pistage.core.plan import Context, FailureClass
 from pistage.wire import Assign
 
@@ -119,6 +120,9 @@ class Place(Protocol):
     def retire(self, context: Context) -> None:
         """Nothing more will run in `context`, and how its steps ended is journalled: it may go, in the background."""
 
+    async def kill(self) -> None:
+        """End every process of the attempt without grace; what it printed can still be read. May be called again."""
+
     async def close(self) -> None:
         """Remove everything of the attempt; on return nothing of it runs. May be called more than once."""
 
@@ -127,6 +131,8 @@ class Runtime(Protocol):
     """A way to run steps."""
 
     name: str
+    #: Whether what runs goes on without the agent, and is found again by the next one.
+    is_lasting: bool
 
     async def open(self, chores: asyncio.TaskGroup) -> None:
         """Wait until it can be used; PistageError `usage` if it never will be, with what to do about it.
@@ -140,11 +146,11 @@ class Runtime(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What a person must know of every attempt here, such as that images are ignored."""
 
-    async def gpus(self) -> int:
-        """How many GPUs it can hand out."""
+    async def gpus(self) -> Sequence[Gpu]:
+        """The GPUs of this machine that it could hand out."""
 
-    def place(self, assign: Assign, notebook: Notebook) -> Place:
-        """The place of an attempt; nothing is made yet."""
+    def place(self, assign: Assign, notebook: Notebook, gpus: GpuPool) -> Place:
+        """The place of an attempt, whose contexts get their GPUs from the pool; nothing is made yet."""
 
     async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
         """Remove what this agent made in this cluster for attempts and runs that are not among these."""

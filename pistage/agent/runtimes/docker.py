@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from pistage.agent import policy
+from pistage.agent import gpus, policy
+from pistage.agent.gpus import Gpu, GpuPool
 from pistage.agent.runtimes.base import Command, ExecutionError, Notebook, Place, Running, script_argv
 from pistage.agent.runtimes.binds import BindPolicy
+from pistage.agent.runtimes.devices import AttemptGpus
 from pistage.agent.runtimes.docker_images import Images
 from pistage.agent.runtimes.docker_objects import Objects
 from pistage.agent.runtimes.docker_own import OwnProcess
@@ -36,6 +36,7 @@ class DockerRuntime:
     """Containers of one engine."""
 
     name = "docker"
+    is_lasting = True
 
     def __init__(self, settings: AgentConfig, agent_id: Callable[[], str]) -> None:
         self.engine = Engine(settings.engine)
@@ -79,19 +80,22 @@ class DockerRuntime:
         """See `Runtime`."""
         return ()
 
-    async def gpus(self) -> int:
-        """See `Runtime`: those of this machine, if the engine can hand them out."""
+    async def gpus(self) -> Sequence[Gpu]:
+        """See `Runtime`: those of this machine, if the engine is on it and can hand them out."""
+        found = await asyncio.to_thread(gpus.found_below)
+        if not found or self.engine.socket_path is None:
+            return ()
         try:
             info = await self.engine.json("GET", "info")
         except (EngineGoneError, EngineError):
-            return 0
-        if "nvidia" not in (info.get("Runtimes") or {}):
-            return 0
-        return await asyncio.to_thread(_gpu_devices)
+            return ()
+        # An AMD device is a device like any other to the engine; NVIDIA's need its runtime, or its description (CDI).
+        names = [*(info.get("Runtimes") or {}), *(str(one.get("ID")) for one in info.get("DiscoveredDevices") or ())]
+        return found if found[0].vendor == "amd" or any("nvidia" in name for name in names) else ()
 
-    def place(self, assign: Assign, notebook: Notebook) -> Place:
+    def place(self, assign: Assign, notebook: Notebook, gpus: GpuPool) -> Place:
         """See `Runtime`."""
-        return DockerPlace(self, assign, notebook)
+        return DockerPlace(self, assign, notebook, gpus)
 
     async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
         """See `Runtime`."""
@@ -141,7 +145,7 @@ async def _outcome(call: Coroutine[Any, Any, str]) -> str | EngineError | Engine
 class DockerPlace:
     """An attempt's containers, each named by the attempt's id and the context's, so that none is ever made twice."""
 
-    def __init__(self, runtime: DockerRuntime, assign: Assign, notebook: Notebook) -> None:
+    def __init__(self, runtime: DockerRuntime, assign: Assign, notebook: Notebook, pool: GpuPool) -> None:
         self._runtime = runtime
         self._engine = runtime.engine
         self._assign = assign
@@ -155,6 +159,7 @@ class DockerPlace:
             "pistage.attempt": assign.attempt_id,
             "pistage.fence": str(assign.fence),
         }
+        self._gpus = AttemptGpus(pool, assign.attempt_id, notebook)
         self._made: set[str] = set()
         self._removals: dict[str, asyncio.Task[bool]] = {}
         self._shared: dict[str, SharedContainer] = {}
@@ -243,8 +248,11 @@ class DockerPlace:
     async def _create_step(self, context: Context, spec: policy.ContainerSpec) -> str | None:
         """Make a context's container; its id, or None where an agent before this one has made it already."""
         mounts, vetted = self._mounts(context)
+        devices = await self._gpus.of(context)
         spec = replace(
             spec,
+            env=spec.env if devices else dict(self._gpus.environment_without) | dict(spec.env),
+            gpus=devices,
             image=context.image,
             labels={"pistage.context": context.id},
             networks=self._networks(context),
@@ -326,18 +334,39 @@ class DockerPlace:
     def retire(self, context: Context) -> None:
         """See `Place`."""
         name = f"{self._prefix}-{context.id}"
-        if name in self._made and name not in self._removals:
-            self._removals[name] = self._runtime.in_background(name)
+        if name not in self._made:
+            self._gpus.give_back(context)
+        elif name not in self._removals:
+            self._removals[name] = removal = self._runtime.in_background(name)
+            removal.add_done_callback(lambda gone: self._retired(context, gone))
+
+    def _retired(self, context: Context, gone: asyncio.Task[bool]) -> None:
+        if not gone.cancelled() and gone.result():
+            self._gpus.give_back(context)
+
+    async def kill(self) -> None:
+        """See `Place`: whole containers, at once, so that nothing in a shared one is spared."""
+        with translated():
+            names = await self._names()
+            kills = (self._engine.kill(name, "SIGKILL") for name in names)
+            for outcome in await asyncio.gather(*kills, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+
+    async def _names(self) -> set[str]:
+        """Every container of the attempt, also what an agent before this one made."""
+        names = set(self._made)
+        if self._notebook.is_inherited:
+            found = await self._engine.listed("containers", [f"pistage.attempt={self._assign.attempt_id}"])
+            names |= {str(container["Id"]) for container in found}
+        return names
 
     async def close(self) -> None:
         """See `Place`."""
         with translated():
             if self._removals:
                 await asyncio.wait(self._removals.values())
-            names = set(self._made)
-            if self._notebook.is_inherited:
-                found = await self._engine.listed("containers", [f"pistage.attempt={self._assign.attempt_id}"])
-                names |= {str(container["Id"]) for container in found}
+            names = await self._names()
             removed = {name for name, task in self._removals.items() if not task.cancelled() and task.result()}
             for name in names - removed:
                 await self._engine.remove(name)
@@ -346,6 +375,7 @@ class DockerPlace:
             if self._assign.task.services:
                 await self._runtime.objects.release({"attempt": self._assign.attempt_id})
         self._runtime.binds.unpin(self._assign.attempt_id)
+        self._gpus.give_all_back()
 
 
 def _declared(names: Mapping[str, str], name: str, kind: str) -> str:
@@ -371,10 +401,6 @@ def _exit_code(error: EngineError) -> int | None:
     if "no such file or directory" in error.message or "not found" in error.message:
         return 127
     return 126 if "permission denied" in error.message else None
-
-
-def _gpu_devices() -> int:
-    return len([device for device in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", device.name)])
 
 
 def missing_engine(address: str, error: Exception) -> str:

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from pistage.agent.gpus import Gpu, GpuPool, found_below
 from pistage.agent.runtimes.base import Command, Notebook, Place
 from pistage.agent.runtimes.process import PATH, ChildProcess, Launch, ProcessPlace, argv_of, remove_tree, started_at
 from pistage.config import AgentConfig
@@ -21,6 +22,7 @@ class HostRuntime:
     """Plain processes; nothing keeps them from anything that the agent's user may do."""
 
     name = "host"
+    is_lasting = False
 
     def __init__(self, settings: AgentConfig) -> None:
         self._settings = settings
@@ -34,7 +36,7 @@ class HostRuntime:
     async def close(self) -> None:
         """See `Runtime`: plain processes cannot be found again by their output, so they end with the agent."""
         for place in self._places:
-            await place.end()
+            await place.kill()
 
     def notes(self) -> tuple[str, ...]:
         """See `Runtime`."""
@@ -42,13 +44,13 @@ class HostRuntime:
             ("images are ignored",) if self._settings.ignore_images else ()
         )
 
-    async def gpus(self) -> int:
-        """See `Runtime`."""
-        return 0
+    async def gpus(self) -> Sequence[Gpu]:
+        """See `Runtime`: nothing keeps a process from the others, but its tools heed what they are told."""
+        return await asyncio.to_thread(found_below)
 
-    def place(self, assign: Assign, notebook: Notebook) -> Place:
+    def place(self, assign: Assign, notebook: Notebook, gpus: GpuPool) -> Place:
         """See `Runtime`."""
-        place = HostPlace(self._root, assign, notebook, ignores_images=self._settings.ignore_images)
+        place = HostPlace(self._root, assign, notebook, gpus, ignores_images=self._settings.ignore_images)
         self._places.append(place)
         return place
 
@@ -67,11 +69,21 @@ class HostPlace(ProcessPlace):
 
     async def prepare(self) -> None:
         """See `Place`; first of all, what a crashed agent left running is killed."""
+        self._kill_inherited()
+        await super().prepare()
+
+    async def kill(self) -> None:
+        """See `Place`: also where nothing was prepared, because the attempt is to end."""
+        self._kill_inherited()
+        await super().kill()
+
+    def _kill_inherited(self) -> None:
+        if not self._notebook.is_inherited:
+            return
         for _, (pid, started) in self._notebook.notes("process:"):
             if started and started_at(pid) == started:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
-        await super().prepare()
 
     async def launch(self, directory: Path, context: Context, command: Command) -> ChildProcess:
         where = Path(command.workdir)
@@ -79,7 +91,9 @@ class HostPlace(ProcessPlace):
             where = directory / "workspace" / where.relative_to("/workspace")
             where.mkdir(parents=True, exist_ok=True)
         inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TZ") if name in os.environ}
+        gpus = self._gpus.environment(await self._gpus.of(context))
         env = {"PATH": os.environ.get("PATH", PATH), "TMPDIR": str(directory / "tmp")} | inherited | dict(command.env)
+        env |= gpus  # last: a job that named others' devices would have them
         return await ChildProcess.launch(Launch(argv=argv_of(command), env=env, directory=where))
 
     def refusals(self) -> Iterator[tuple[bool, str]]:
@@ -91,7 +105,6 @@ class HostPlace(ProcessPlace):
             any(context.mounts for context in contexts),
             "volumes need containers: a plain process has none",
         )
-        yield any(context.resources.gpus for context in contexts), "plain processes are given no GPUs"
         yield (
             any(step.user for step in task.steps()),
             "plain processes run as the agent's user: `user` needs containers",

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pistage.agent.gpus import GpuPool
 from pistage.agent.runtimes.base import (
     STDERR,
     STDOUT,
@@ -23,6 +24,7 @@ from pistage.agent.runtimes.base import (
     Sink,
     script_argv,
 )
+from pistage.agent.runtimes.devices import AttemptGpus
 from pistage.core import ids, limits
 from pistage.core.plan import Context, FailureClass
 from pistage.wire import Assign
@@ -156,7 +158,8 @@ class ChildProcess:
 class ProcessPlace(ABC):
     """An attempt's directories, one for each context, and its processes."""
 
-    def __init__(self, root: Path, assign: Assign, notebook: Notebook, *, ignores_images: bool) -> None:
+    def __init__(self, root: Path, assign: Assign, notebook: Notebook, gpus: GpuPool, *, ignores_images: bool) -> None:
+        self._gpus = AttemptGpus(gpus, assign.attempt_id, notebook)
         self._assign = assign
         self._notebook = notebook
         self._ignores_images = ignores_images
@@ -204,17 +207,18 @@ class ProcessPlace(ABC):
 
     def retire(self, context: Context) -> None:
         """See `Place`: directories go with the attempt."""
-        del context
+        self._gpus.give_back(context)
 
-    async def end(self) -> None:
-        """Kill what runs; the directories stay."""
+    async def kill(self) -> None:
+        """See `Place`; the directories stay."""
         for child in self._children:
             await child.kill()
 
     async def close(self) -> None:
         """See `Place`."""
-        await self.end()
+        await self.kill()
         await asyncio.to_thread(remove_tree, self._root)
+        self._gpus.give_all_back()
 
 
 def argv_of(command: Command) -> list[str]:

@@ -11,9 +11,10 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from pistage.agent.gpus import Gpu, GpuPool
 from pistage.agent.runtimes.base import Command, Notebook, Place
 from pistage.agent.runtimes.namespaces import Room, Wrapper, bubblewrapped, unshared
 from pistage.agent.runtimes.process import (
@@ -39,6 +40,7 @@ class SandboxRuntime:
     """Processes in namespaces of their own."""
 
     name = "sandbox"
+    is_lasting = False
 
     def __init__(self, settings: AgentConfig) -> None:
         self._settings = settings
@@ -54,7 +56,7 @@ class SandboxRuntime:
     async def close(self) -> None:
         """See `Runtime`."""
         for place in self._places:
-            await place.end()
+            await place.kill()
 
     def notes(self) -> tuple[str, ...]:
         """See `Runtime`."""
@@ -62,14 +64,14 @@ class SandboxRuntime:
             return ()
         return ("images are ignored: steps run in a sandbox, with this machine's own programs and no network",)
 
-    async def gpus(self) -> int:
-        """See `Runtime`."""
-        return 0
+    async def gpus(self) -> Sequence[Gpu]:
+        """See `Runtime`: a sandbox has none of the machine's devices."""
+        return ()
 
-    def place(self, assign: Assign, notebook: Notebook) -> Place:
+    def place(self, assign: Assign, notebook: Notebook, gpus: GpuPool) -> Place:
         """See `Runtime`."""
         place = SandboxPlace(
-            self._root, assign, notebook, ignores_images=self._settings.ignore_images, wrapper=self._wrapper
+            self._root, assign, notebook, gpus, ignores_images=self._settings.ignore_images, wrapper=self._wrapper
         )
         self._places.append(place)
         return place
@@ -94,9 +96,9 @@ class SandboxPlace(ProcessPlace):
     """A workspace and a /tmp for each context; a directory for each volume of the run."""
 
     def __init__(
-        self, root: Path, assign: Assign, notebook: Notebook, *, ignores_images: bool, wrapper: Wrapper
+        self, root: Path, assign: Assign, notebook: Notebook, gpus: GpuPool, *, ignores_images: bool, wrapper: Wrapper
     ) -> None:
-        super().__init__(root, assign, notebook, ignores_images=ignores_images)
+        super().__init__(root, assign, notebook, gpus, ignores_images=ignores_images)
         self._volumes = root / _VOLUMES / assign.run_id
         self._wrapper = wrapper
 

@@ -1,0 +1,63 @@
+"""The GPUs of one attempt: each of its contexts has its own for as long as it lasts, whatever becomes of the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pistage.agent import gpus
+from pistage.agent.gpus import Gpu, GpuPool
+from pistage.agent.runtimes.base import ExecutionError, Notebook
+from pistage.core.plan import Context, FailureClass
+
+_NOTE = "gpus:"
+
+
+class AttemptGpus:
+    """Takes from the agent's pool, and notes what it got before anything uses it."""
+
+    def __init__(self, pool: GpuPool, attempt_id: str, notebook: Notebook) -> None:
+        self._pool = pool
+        self._attempt_id = attempt_id
+        self._notebook = notebook
+
+    async def of(self, context: Context) -> tuple[Gpu, ...]:
+        """The context's devices: those it has, else as many as it asks for, once they are free."""
+        holder = self._holder(context.id)
+        if (held := self._pool.held_by(holder)) is not None:
+            return held
+        if context.resources.gpus <= 0:
+            return ()
+        try:
+            taken = await self._pool.take(holder, context.resources.gpus)
+        except ValueError as error:
+            raise ExecutionError(FailureClass.REFUSED, str(error)) from None
+        await self._notebook.write(_NOTE + context.id, [gpu.id for gpu in taken])
+        return taken
+
+    def environment(self, taken: tuple[Gpu, ...]) -> Mapping[str, str]:
+        """What tells a plain process which devices are its own."""
+        return gpus.environment_of(taken, self._pool.vendor)
+
+    @property
+    def environment_without(self) -> Mapping[str, str]:
+        """Of a container that asked for none: an engine whose default is NVIDIA's runtime gives it all of them else."""
+        return {"NVIDIA_VISIBLE_DEVICES": "void"} if self._pool.vendor == "nvidia" else {}
+
+    def give_back(self, context: Context) -> None:
+        """Nothing of the context is left."""
+        self._pool.give_back(self._holder(context.id))
+
+    def give_all_back(self) -> None:
+        """Nothing of the attempt is left."""
+        for holder in self._pool.holders(self._holder("")):
+            self._pool.give_back(holder)
+
+    def _holder(self, context_id: str) -> str:
+        return f"{self._attempt_id}/{context_id}"
+
+
+def claim(pool: GpuPool, attempt_id: str, notebook: Notebook, contexts: set[str]) -> None:
+    """What an agent before this one gave to these contexts is still theirs."""
+    for key, ids in notebook.notes(_NOTE):
+        if (context_id := key.removeprefix(_NOTE)) in contexts:
+            pool.claim(f"{attempt_id}/{context_id}", ids)

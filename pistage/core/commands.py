@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Discriminator
 
+from pistage.core.changes import QueueSettings
 from pistage.core.model import AgentInfo, Instant, Result, State, StreamEnd
 from pistage.core.plan import Plan
 
@@ -134,6 +135,74 @@ class CancelRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelTask:
+    """Cancel one task of a run; what needs it is skipped."""
+
+    kind: Literal["cancel_task"] = "cancel_task"
+    at: int
+    run_id: str
+    task: str
+    owner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRun:
+    """Make a run of the plan of one that has ended. Tasks in `kept` are not run again: they stand as they ended there.
+
+    Refused unless each of `kept` has succeeded there. The request is remembered as a `SubmitRun`'s is.
+    """
+
+    kind: Literal["retry_run"] = "retry_run"
+    at: int
+    run_id: str
+    retry_of: str
+    owner: str
+    kept: tuple[str, ...] = ()
+    request_key: str | None = None
+    request_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetRunPriority:
+    """Give a run that has not ended another priority; it counts for its tasks that have no place yet."""
+
+    kind: Literal["set_run_priority"] = "set_run_priority"
+    at: int
+    run_id: str
+    priority: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpireTask:
+    """A task has waited longer for a place than it may: it fails. Refused if it does not wait, or may yet."""
+
+    kind: Literal["expire_task"] = "expire_task"
+    at: int
+    run_id: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutQueue:
+    """How a queue is served from now on. `limit` is how many of its runs may run at one time, None any number."""
+
+    kind: Literal["put_queue"] = "put_queue"
+    at: int
+    queue: QueueSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteQueue:
+    """Serve a queue as any that nothing was said about."""
+
+    kind: Literal["delete_queue"] = "delete_queue"
+    at: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterAgent:
     """An agent came. A new incarnation gets a higher epoch; the answer carries it."""
 
@@ -154,26 +223,60 @@ class LoseAgent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PauseLosses:
+    """So many agents fell silent at once that the masters are the likelier cause: none is declared lost until then."""
+
+    kind: Literal["pause_losses"] = "pause_losses"
+    at: int
+    until: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetAgentDrain:
-    """Give a drained agent no new work (`is_draining`), or let it take work again."""
+    """Give a drained agent no new work (`is_draining`), or let it take work again.
+
+    What it runs goes on; from `until` on it is stopped and tried elsewhere. None: it may take its time.
+    """
 
     kind: Literal["set_agent_drain"] = "set_agent_drain"
     at: int
     agent_id: str
     is_draining: bool
+    until: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AssignTask:
-    """Place a queued task. Its log index is the attempt's fence. Rejected if anything it relied on has changed."""
+class RemoveAgent:
+    """Forget an agent. Refused while it has work, unless that is to be given up (`is_forced`): it ends as lost."""
 
-    kind: Literal["assign_task"] = "assign_task"
+    kind: Literal["remove_agent"] = "remove_agent"
     at: int
+    agent_id: str
+    is_forced: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """A queued task, the attempt that it gets, and where."""
+
     attempt_id: str
     run_id: str
-    task: str
+    position: int
     agent_id: str
     agent_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignTasks:
+    """Place queued tasks. The entry's log index is the fence of each attempt.
+
+    Each is taken or refused by itself, refused if anything it relied on has changed; the answer says which and why.
+    """
+
+    kind: Literal["assign_tasks"] = "assign_tasks"
+    at: int
+    assignments: tuple[Assignment, ...]
 
 
 def _ended(result: Result) -> Result:
@@ -265,11 +368,19 @@ Command = Annotated[
     | DeleteAction
     | SubmitRun
     | SubmitRuns
+    | RetryRun
     | CancelRun
+    | CancelTask
+    | SetRunPriority
+    | ExpireTask
+    | PutQueue
+    | DeleteQueue
     | RegisterAgent
     | LoseAgent
+    | PauseLosses
     | SetAgentDrain
-    | AssignTask
+    | RemoveAgent
+    | AssignTasks
     | RecordEvents,
     Discriminator("kind"),
 ]

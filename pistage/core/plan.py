@@ -343,6 +343,26 @@ def _redacted_auth(auth: RegistryAuth | None) -> RegistryAuth | None:
     return auth and RegistryAuth(username="***", password="***", server_address=auth.server_address)
 
 
+def with_more_memory(task: Task) -> Task | None:
+    """The task as it is tried again after it ran out of memory; None if it is to have no more than it had."""
+    growth, had = task.retry.memory, task.resources.memory_bytes
+    if growth is None or not had:
+        return None
+    wanted = round(had * growth.factor)
+    wanted = wanted if growth.most is None else min(wanted, growth.most)
+    if wanted <= had:
+        return None
+    contexts = tuple(
+        replace(context, resources=_scaled(context.resources, wanted / had)) for context in task.contexts
+    )  # fmt: skip
+    return replace(task, contexts=contexts, resources=replace(task.resources, memory_bytes=wanted))
+
+
+def _scaled(resources: Resources, factor: float) -> Resources:
+    had = resources.memory_bytes
+    return resources if had is None else replace(resources, memory_bytes=round(had * factor))
+
+
 def environment_of(step: Step) -> dict[str, str]:
     """The step's environment: its `env`, and PISTAGE_PARAM_<NAME> for each of its parameters."""
     parameters = {f"PISTAGE_PARAM_{_environment_name(p.name)}": p.value for p in step.parameters}

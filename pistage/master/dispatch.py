@@ -1,4 +1,4 @@
-"""Dispatch: on the leader, turns what the state says into assignments, cancellations and declared losses."""
+"""Dispatch: on the leader, turns what the state says into assignments and cancellations."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import contextlib
 import logging
 import time
 from collections import deque
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 from pistage import wire
 from pistage.core import schedule
-from pistage.core.commands import AssignTask, LoseAgent
+from pistage.core.changes import AgentChanged, TaskId
+from pistage.core.commands import Assignment, AssignTasks, ExpireTask, RecordEvents
 from pistage.core.machine import CancelAttempt, Effect, Outcome, ReleaseRun, SendAssignment
+from pistage.core.schedule import Explainer, Explanation, Placement, View
 from pistage.errors import Code, PistageError
 from pistage.master import reads
 from pistage.master.logs import LogStore
@@ -22,31 +24,38 @@ from pistage.master.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 1.0  # agents that connect or fall silent are no entry of the log, so they are looked for
+_LOOK_EVERY_S = 1.0
+_IN_FLIGHT_MAX = 2 * schedule.PLACED_AT_ONCE_MAX  # placements that are decided and not committed
+_EXPLAINED_FOR_S = 0.5  # explanations may be so old; the view of a busy cluster is another with every call
 
 
 class Dispatch:
     """Runs `serve` for as long as this master leads."""
 
-    def __init__(self, replica: Replica, sessions: Sessions, logs: LogStore, *, lease_s: float) -> None:
+    def __init__(self, replica: Replica, sessions: Sessions, logs: LogStore) -> None:
         self._replica = replica
         self._sessions = sessions
         self._logs = logs
-        self._lease_s = lease_s
-        self._effects: deque[Effect] = deque()
+        self._news: deque[Outcome] = deque()
         self._work = asyncio.Event()
-        self._decision = schedule.Decision()
-        self._reasons_due = 0.0
+        self._view: View | None = None
+        self._explainer: tuple[float, Explainer] | None = None
+        self._have_sessions_changed = False
         self._is_leading = False
         replica.on_applied(self._note)
 
-    def why_waiting(self, run_id: str, task: str) -> tuple[str, bool]:
-        """Why the last decision left the task waiting, "" if it did not; whether an agent here could ever take it."""
-        key = (run_id, task)
-        return self._decision.reasons.get(key, ""), key not in self._decision.hopeless
+    def explain(self, task: TaskId) -> Explanation | None:
+        """Why a task waits; None if it does not, or this master does not lead (yet)."""
+        if self._view is None:
+            return None
+        now = time.monotonic()
+        if self._explainer is None or self._explainer[0] < now - _EXPLAINED_FOR_S:
+            self._explainer = now, Explainer(self._view, self._replica.now_ms())
+        return self._explainer[1].explain(task)
 
     def wake(self) -> None:
         """Decide again now: an agent came or went."""
+        self._have_sessions_changed = True
         self._work.set()
 
     async def serve(self) -> None:
@@ -54,116 +63,136 @@ class Dispatch:
 
         What an earlier leader decided and did not tell stands in the state: each agent is told when it comes here.
         """
-        self._effects.clear()
-        self._decision = schedule.Decision()
+        self._news.clear()
         self._is_leading = True
         try:
-            await self._serve()
+            view = await self._loaded()
+            async with asyncio.TaskGroup() as group:
+                self._view = view
+                await self._serve(view, group)
         finally:
             self._is_leading = False
+            self._view = self._explainer = None
 
-    async def _serve(self) -> None:
-        wake_in_s = 0.0
-        look_at = time.monotonic() + _LOOK_EVERY_S
+    async def _loaded(self) -> View:
+        """The view of the state as it is; what is applied meanwhile is news."""
+        view = View()
+        async with self._replica.reader.snapshot() as snapshot:
+            index = await snapshot.applied_index()
+            async for changes in reads.changes(snapshot):
+                for change in changes:
+                    view.take(change, self._replica.now_ms())
+        while self._news and self._news[0].index <= index:
+            self._news.popleft()
+        self._have_sessions_changed = True
+        return view
+
+    async def _serve(self, view: View, group: asyncio.TaskGroup) -> None:
         while True:
+            self._work.clear()
+            await self._carry_out(self._follow(view))
+            wake_in_s = self._decide(view, group)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(wake_in_s, _LOOK_EVERY_S)):
                     await self._work.wait()
-            if time.monotonic() >= look_at:  # by the clock: there may be work in every second
-                await self._declare_losses()
-                look_at = time.monotonic() + _LOOK_EVERY_S
-            self._work.clear()
-            while self._effects:
-                effect = self._effects.popleft()
-                try:
-                    await self._carry_out(effect)
-                except PistageError as error:  # a row that cannot be read must not stop the others
-                    log.error("%s not carried out: %s", effect, error)
-            wake_in_s = await self._place()
 
     def _note(self, outcome: Outcome) -> None:
-        if not self._is_leading:
+        if self._is_leading and (outcome.changes or outcome.effects):
+            self._news.append(outcome)
+            self._work.set()
+
+    def _follow(self, view: View) -> list[Effect]:
+        """Bring the view up to the state; the effects of what has changed."""
+        effects: list[Effect] = []
+        now = self._replica.now_ms()
+        has_other_agents = self._have_sessions_changed
+        while self._news:
+            outcome = self._news.popleft()
+            effects.extend(outcome.effects)
+            for change in outcome.changes:
+                view.take(change, now)
+                has_other_agents |= isinstance(change, AgentChanged)
+        if has_other_agents:
+            self._have_sessions_changed = False
+            for agent_id in view.fleet.agents:
+                view.fleet.set_present(agent_id, is_present=self._sessions.takes_work(agent_id))
+        return effects
+
+    # --- effects --------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, effects: Sequence[Effect]) -> None:
+        """In their order: an attempt is assigned before it is cancelled."""
+        assigned: list[SendAssignment] = []
+        for effect in effects:
+            if isinstance(effect, SendAssignment):
+                assigned.append(effect)
+                continue
+            await self._send_assignments(assigned)
+            assigned.clear()
+            match effect:
+                case CancelAttempt(attempt_id=attempt_id, agent_id=agent_id, reason=reason):
+                    self._sessions.send(agent_id, wire.Cancel(attempt_id=attempt_id, reason=reason))
+                case ReleaseRun(run_id=run_id, agent_ids=agent_ids):
+                    for agent_id in agent_ids:
+                        self._sessions.send(agent_id, wire.Release(run_id=run_id))
+                    await self._logs.end(run_id)
+                case _:
+                    assert_never(effect)
+        await self._send_assignments(assigned)
+
+    async def _send_assignments(self, effects: Iterable[SendAssignment]) -> None:
+        agent_of = {one.attempt_id: one.agent_id for one in effects if self._sessions.is_connected(one.agent_id)}
+        if not agent_of:
             return
-        self._effects.extend(outcome.effects)
+        async with self._replica.reader.snapshot() as snapshot:
+            messages, ends = await reads.assignments(snapshot, list(agent_of))
+        for message in messages:
+            self._sessions.send(agent_of[message.attempt_id], message)
+        if ends:
+            with contextlib.suppress(PistageError):  # the next session of the agent tries it again
+                await self._replica.propose(RecordEvents(at=wire.now_ms(), events=tuple(ends)))
+
+    # --- decisions ------------------------------------------------------------------------------------------------
+
+    def _decide(self, view: View, group: asyncio.TaskGroup) -> float:
+        """Place what can be placed; returns in how many seconds to look again if nothing happens."""
+        room = _IN_FLIGHT_MAX - view.in_flight
+        if room <= 0:
+            return _LOOK_EVERY_S  # the answer to one of those wakes us
+        now = self._replica.now_ms()
+        decision = schedule.decide(view, now, most=min(room, schedule.PLACED_AT_ONCE_MAX))
+        if decision.placements:
+            group.create_task(self._assign(view, decision.placements))
+        for task in decision.expired:
+            group.create_task(self._expire(view, task))
+        if decision.is_more:
+            return 0.0
+        return _LOOK_EVERY_S if decision.wake_at is None else max(0.0, (decision.wake_at - now) / 1000)
+
+    async def _assign(self, view: View, placements: Sequence[Placement]) -> None:
+        made = {wire.new_id(): placement for placement in placements}
+        assignments = tuple(
+            Assignment(
+                attempt_id=attempt_id, run_id=one.run_id, position=one.position, agent_id=one.agent_id,
+                agent_epoch=one.agent_epoch,
+            )
+            for attempt_id, one in made.items()
+        )  # fmt: skip
+        refused: dict[str, str]
+        try:
+            outcome = await self._replica.propose(AssignTasks(at=wire.now_ms(), assignments=assignments))
+            refused = outcome.value["refused"]  # type: ignore[assignment]
+        except PistageError as error:
+            refused = dict.fromkeys(made, str(error))
+        for attempt_id, reason in refused.items():
+            # The state moved on between the view and the log: the next decision sees it.
+            log.info("run=%s task=%s not assigned: %s", made[attempt_id].run_id, made[attempt_id].task, reason)
+            view.give_back((made[attempt_id].run_id, made[attempt_id].position))
         self._work.set()
 
-    async def _carry_out(self, effect: Effect) -> None:
-        match effect:
-            case SendAssignment(attempt_id=attempt_id, agent_id=agent_id):
-                if self._sessions.is_connected(agent_id):
-                    async with self._replica.reader.snapshot() as snapshot:
-                        message = await reads.assignment(snapshot, attempt_id)
-                    self._sessions.send(agent_id, message)
-            case CancelAttempt(attempt_id=attempt_id, agent_id=agent_id, reason=reason):
-                self._sessions.send(agent_id, wire.Cancel(attempt_id=attempt_id, reason=reason))
-            case ReleaseRun(run_id=run_id, agent_ids=agent_ids):
-                for agent_id in agent_ids:
-                    self._sessions.send(agent_id, wire.Release(run_id=run_id))
-                await self._logs.end(run_id)
-            case _:
-                assert_never(effect)
-
-    async def _place(self) -> float:
-        """Place what can be placed; returns in how many seconds time alone changes that."""
-        if not await self._has_room():
-            # Nothing can be placed. Why each waits is news to people, who do not look with every change.
-            if (left_s := self._reasons_due - time.monotonic()) > 0:
-                return left_s
-            self._reasons_due = time.monotonic() + _LOOK_EVERY_S
-        decided = schedule.Decision()
-        after: reads.Place | None = reads.FRONT
-        while after is not None:
-            async with self._replica.reader.snapshot() as snapshot:
-                view, after = await reads.view(snapshot, after)
-            connected = (replace(one, is_connected=self._sessions.is_connected(one.info.id)) for one in view.agents)
-            view = replace(view, agents=tuple(connected))
-            decision = schedule.decide(view, self._replica.now_ms())
-            if decision.placements:
-                async with asyncio.TaskGroup() as group:
-                    for placement in decision.placements:
-                        group.create_task(self._assign(placement))
-            decided = decided.joined(decision)
-            # Those in front may wait for an agent that never comes: who stands behind them is looked at as well.
-            if view.free_slots <= len(decision.placements):
-                break
-        self._decision = decided
-        return _LOOK_EVERY_S if decided.wake_at is None else max(0.0, (decided.wake_at - self._replica.now_ms()) / 1000)
-
-    async def _has_room(self) -> bool:
-        if not self._sessions.has_any:
-            return False
-        async with self._replica.reader.snapshot() as snapshot:
-            agents = await reads.candidates(snapshot)
-        return any(
-            one.free.slots > 0 and not one.is_draining and self._sessions.is_connected(one.info.id) for one in agents
-        )
-
-    async def _assign(self, placement: schedule.Placement) -> None:
-        command = AssignTask(
-            at=wire.now_ms(),
-            attempt_id=wire.new_id(),
-            run_id=placement.run_id,
-            task=placement.task,
-            agent_id=placement.agent_id,
-            agent_epoch=placement.agent_epoch,
-        )
+    async def _expire(self, view: View, task: TaskId) -> None:
         try:
-            await self._replica.propose(command)
+            await self._replica.propose(ExpireTask(at=wire.now_ms(), run_id=task[0], position=task[1]))
         except PistageError as refusal:
-            # The state moved on between the view and the log: the next decision sees it.
-            log.info("run=%s task=%s not assigned: %s", placement.run_id, placement.task, refusal)
-
-    async def _declare_losses(self) -> None:
-        async with self._replica.reader.snapshot() as snapshot:
-            agents = await reads.agents_up(snapshot)
-        for agent_id, epoch, name in agents:
-            if (silent_s := self._sessions.silent_s(agent_id)) <= self._lease_s:
-                continue
-            log.warning("agent=%s silent for %.0f s: lost", name, silent_s)
-            reason = f"agent {name} was not heard of for {silent_s:.0f} s"
-            try:
-                await self._replica.propose(LoseAgent(at=wire.now_ms(), agent_id=agent_id, epoch=epoch, reason=reason))
-                self._sessions.drop(agent_id)
-            except PistageError as refusal:
-                if refusal.code is not Code.CONFLICT:
-                    log.warning("agent=%s not declared lost: %s", name, refusal)
+            if refusal.code is not Code.CONFLICT:
+                view.expire_again(task)

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from sqlite3 import Row
 
 from pistage import wire
 from pistage.core import codec, limits
-from pistage.core.model import AgentInfo
-from pistage.core.plan import Plan, Task
-from pistage.core.schedule import Candidate, Room, View, WaitingTask
+from pistage.core import demand as demands
+from pistage.core.changes import (
+    AgentChanged,
+    AttemptBegun,
+    AttemptEnded,
+    Change,
+    QueueChanged,
+    QueueSettings,
+    RunBegun,
+    TaskQueued,
+)
+from pistage.core.commands import Finished
+from pistage.core.machine.agents import AGENTS, agent_in
+from pistage.core.machine.waiting import TRIED_ON, WAITING, waiting_task
+from pistage.core.model import Result, State
+from pistage.core.plan import FailureClass, Plan, Task
 from pistage.errors import PistageError
 from pistage.master.state import Snapshot
 
 log = logging.getLogger(__name__)
 
-WAITING_MAX = 1_000  # tasks looked at in one decision
-Place = tuple[int, str, int]  # in line: priority (negative, for the highest stand first), run, position
-FRONT: Place = (-(1 << 62), "", -1)
+_READ_AT_ONCE = 1_000  # rows; between them the loop is free for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +59,10 @@ async def masters(snapshot: Snapshot) -> list[Row]:
 async def live_attempts(snapshot: Snapshot, agent_id: str) -> list[LiveAttempt]:
     """What the agent should be at work on, oldest first."""
     rows = await snapshot.rows(
-        "SELECT attempt.id, attempt.run_id, attempt.fence, attempt.state = 'running', run.cancel_reason"
+        "SELECT attempt.id, attempt.run_id, attempt.fence, attempt.state = 'running',"
+        " COALESCE(run.cancel_reason, task.cancel_reason)"
         " FROM attempt JOIN run ON run.id = attempt.run_id"
+        " JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position"
         " WHERE attempt.agent_id = ? AND attempt.state IN ('queued', 'running') ORDER BY attempt.id",
         (agent_id,),
     )
@@ -72,26 +86,45 @@ async def run_of_attempt(snapshot: Snapshot, attempt_id: str, agent_id: str) -> 
     return None if run_id is None else str(run_id)
 
 
-async def assignment(snapshot: Snapshot, attempt_id: str) -> wire.Assign:
-    """The message that tells an agent of its attempt."""
-    row = await snapshot.row(
-        "SELECT attempt.fence, attempt.number, run.id AS run_id, run.number AS run_number, run.name, run.plan,"
-        " task.spec"
-        " FROM attempt JOIN run ON run.id = attempt.run_id"
-        " JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position WHERE attempt.id = ?",
-        (attempt_id,),
-    )
-    assert row is not None, f"no attempt {attempt_id}"
-    head: Plan = codec.from_json(Plan, row["plan"])
+async def assignments(
+    snapshot: Snapshot, attempt_ids: Sequence[str]
+) -> tuple[list[wire.Assign], list[Finished]]:  # fmt: skip
+    """The messages that tell agents of these attempts, and the ends of those whose rows cannot be read."""
+    if not attempt_ids:
+        return [], []
+    cluster = await cluster_id(snapshot)
+    messages, ends = [], []
+    for row in await snapshot.rows(_ASSIGNMENTS, (json.dumps(attempt_ids),)):
+        try:
+            messages.append(_assignment(row, cluster))
+        except PistageError as error:  # a row that cannot be read must not stop the others
+            log.error("attempt=%s cannot be assigned: %s", row["id"], error)
+            result = Result(state=State.FAILED, failure=FailureClass.REFUSED, reason=f"it cannot be read: {error}")
+            ends.append(Finished(at=wire.now_ms(), attempt_id=row["id"], fence=row["fence"], result=result))
+    return messages, ends
+
+
+_ASSIGNMENTS = """
+SELECT attempt.id, attempt.fence, attempt.number, run.id AS run_id, run.number AS run_number, run.name, run.plan,
+  task.spec
+FROM json_each(?) AS asked JOIN attempt ON attempt.id = asked.value
+JOIN run ON run.id = attempt.run_id
+JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
+ORDER BY asked.key
+"""
+
+
+def _assignment(row: Row, cluster: str) -> wire.Assign:
+    head, task = _plan_from(row["plan"]), _task_from(row["spec"])
     return wire.Assign(
-        attempt_id=attempt_id,
+        attempt_id=row["id"],
         fence=row["fence"],
         run_id=row["run_id"],
         run_number=row["run_number"],
         run_name=row["name"],
         number=row["number"],
-        cluster_id=await cluster_id(snapshot),
-        task=codec.from_json(Task, row["spec"]),
+        cluster_id=cluster,
+        task=task,
         networks=head.networks,
         volumes=head.volumes,
     )
@@ -109,10 +142,35 @@ async def earlier_request(snapshot: Snapshot, key: str, sha256: str, now: int) -
     return None if runs is None else [(run_id, number) for run_id, number in json.loads(runs)]
 
 
-async def agents_up(snapshot: Snapshot) -> list[tuple[str, int, str]]:
-    """Id, epoch and name of every agent that is not lost."""
+@dataclass(frozen=True, slots=True)
+class AgentUp:
+    """An agent that is not lost."""
+
+    agent_id: str
+    epoch: int
+    name: str
+
+
+async def agents_up(snapshot: Snapshot) -> list[AgentUp]:
+    """Every agent that is not lost."""
     rows = await snapshot.rows("SELECT id, epoch, name FROM agent WHERE state = 'up' ORDER BY id")
-    return [(row[0], row[1], row[2]) for row in rows]
+    return [AgentUp(row[0], row[1], row[2]) for row in rows]
+
+
+async def losses_paused_until(snapshot: Snapshot) -> int:
+    """Until when no agent is to be declared lost, milliseconds UTC; 0 if that was never said."""
+    return int(await snapshot.value("SELECT value FROM meta WHERE key = 'losses_paused_until'") or 0)
+
+
+async def attempts_to_evict(snapshot: Snapshot, now: int) -> list[tuple[str, str]]:
+    """Attempts, each with its agent, of agents whose time to drain is over."""
+    rows = await snapshot.rows(
+        "SELECT attempt.id, attempt.agent_id FROM agent JOIN attempt ON attempt.agent_id = agent.id"
+        " WHERE agent.drain_until <= ? AND agent.state = 'up' AND attempt.state IN ('queued', 'running')"
+        " ORDER BY attempt.id",
+        (now,),
+    )
+    return [(row[0], row[1]) for row in rows]
 
 
 async def plan_of(snapshot: Snapshot, run_id: str) -> Plan:
@@ -122,80 +180,71 @@ async def plan_of(snapshot: Snapshot, run_id: str) -> Plan:
     return replace(head, tasks=tuple(codec.from_json(Task, spec) for (spec,) in specs))
 
 
-async def candidates(snapshot: Snapshot) -> tuple[Candidate, ...]:
-    """The agents that are up, and what room each has; whether one is connected is for the caller to fill in."""
-    return tuple([agent for row in await snapshot.rows(_AGENTS) if (agent := _candidate(row))])
+async def changes(snapshot: Snapshot) -> AsyncIterator[list[Change]]:
+    """The whole state as the scheduler knows it, as if all of it had just come about, in pieces."""
+    queues = await snapshot.rows("SELECT name, priority, run_limit, placing FROM queue ORDER BY name")
+    yield [QueueChanged(QueueSettings(name=row[0], priority=row[1], limit=row[2], placing=row[3])) for row in queues]
+    yield [agent for row in await snapshot.rows(f"{AGENTS} ORDER BY id") if (agent := _agent(row))]
+    running = await snapshot.rows("SELECT id, queue, concurrency FROM run WHERE state = 'running' ORDER BY id")
+    yield [RunBegun(row[0], row[1], row[2]) for row in running]
+    yield [change for row in await snapshot.rows(_GANGS) for change in (_begun(row), AttemptEnded(row["id"]))]
+    yield [_begun(row) for row in await snapshot.rows(_LIVE)]
+    run_id, position = "", -1
+    while rows := await snapshot.rows(_QUEUED, (run_id, position, _READ_AT_ONCE)):
+        run_id, position = rows[-1]["run_id"], rows[-1]["position"]
+        tried = {
+            (row["run_id"], row["position"]): await snapshot.rows(TRIED_ON, (row["run_id"], row["position"]))
+            for row in rows
+            if row["attempts"]
+        }
+        yield [
+            TaskQueued(waiting_task(tuple(row), (one for (one,) in tried.get((row["run_id"], row["position"]), ()))))
+            for row in rows
+            if _can_be_read(row["demand"])
+        ]
 
 
-async def view(snapshot: Snapshot, after: Place = FRONT) -> tuple[View, Place | None]:
-    """What the scheduler decides from, and the place in line of the last task in it if there may be more behind.
-
-    Whether an agent is connected is for the caller to fill in.
-    """
-    rows = await snapshot.rows(_WAITING, (*after, WAITING_MAX))
-    waiting = tuple([task for row in rows if (task := _waiting(row))])
-    view = View(agents=await candidates(snapshot), waiting=waiting)
-    if len(rows) < WAITING_MAX:
-        return view, None
-    return view, (-rows[-1]["priority"], rows[-1]["run_id"], rows[-1]["position"])
-
-
-# The line is cut first, by what is small; only what is left is read whole. The networks and volumes of a gang stand
-# on the agent that its latest attempt went to, while that agent is up.
-_WAITING = """
-WITH line AS (
-  SELECT task.run_id, task.position, run.priority, run.created_at
-  FROM task JOIN run ON run.id = task.run_id
-  WHERE task.state = 'queued' AND run.cancel_reason IS NULL AND (-run.priority, task.run_id, task.position) > (?, ?, ?)
-  ORDER BY run.priority DESC, task.run_id, task.position LIMIT ?
-)
-SELECT task.run_id, task.position, task.name, task.gang, task.ready_at, line.priority, line.created_at, task.spec,
-  CASE WHEN task.attempts > 0 THEN (
-    SELECT json_group_array(attempt.agent_id) FROM attempt
-    WHERE attempt.run_id = task.run_id AND attempt.position = task.position
-  ) END AS tried_on,
-  CASE WHEN task.gang IS NOT NULL THEN (
-    SELECT attempt.agent_id FROM attempt
-    JOIN task AS other ON other.run_id = attempt.run_id AND other.position = attempt.position
-    JOIN agent ON agent.id = attempt.agent_id AND agent.state = 'up'
-    WHERE attempt.run_id = task.run_id AND other.gang = task.gang ORDER BY attempt.fence DESC LIMIT 1
-  ) END AS bound_to
-FROM line CROSS JOIN task ON task.run_id = line.run_id AND task.position = line.position
-ORDER BY line.priority DESC, line.run_id, line.position
+_QUEUED = f"""{WAITING}
+WHERE task.state = 'queued' AND (task.run_id, task.position) > (?, ?)
+ORDER BY task.run_id, task.position LIMIT ?
 """
-_AGENTS = """
-SELECT agent.id, agent.epoch, agent.is_draining, agent.info,
-  agent.cpus_milli - COALESCE(SUM(task.cpus_milli), 0) AS cpus_milli,
-  agent.memory_bytes - COALESCE(SUM(task.memory_bytes), 0) AS memory_bytes,
-  agent.gpus - COALESCE(SUM(task.gpus), 0) AS gpus,
-  agent.slots - COUNT(task.run_id) AS slots
-FROM agent
-LEFT JOIN attempt ON attempt.agent_id = agent.id AND attempt.state IN ('queued', 'running')
-LEFT JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
-WHERE agent.state = 'up' GROUP BY agent.id ORDER BY agent.id
+_BEGUN = """
+SELECT attempt.id, attempt.agent_id, attempt.run_id, attempt.position, run.owner, task.gang,
+  task.cpus_milli, task.memory_bytes, task.gpus
+FROM attempt JOIN run ON run.id = attempt.run_id
+JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
+"""
+_LIVE = f"{_BEGUN} WHERE attempt.state IN ('queued', 'running') ORDER BY attempt.fence, attempt.id"
+# What is on an agent of a gang's networks and volumes is told by the latest of its attempts, also when none is live.
+_GANGS = f"""{_BEGUN} JOIN agent ON agent.id = attempt.agent_id AND agent.state = 'up'
+WHERE run.state = 'running' AND task.gang IS NOT NULL ORDER BY attempt.fence, attempt.id
 """
 
 
-def _waiting(row: Row) -> WaitingTask | None:
+@lru_cache(maxsize=4096)
+def _can_be_read(demand: str) -> bool:
     try:
-        task = _task_from(row["spec"])
+        demands.read(demand)
     except PistageError as error:  # a row that cannot be read must not stop the others
-        log.error("run=%s task=%s cannot be scheduled: %s", row["run_id"], row["name"], error)
+        log.error("a task cannot be scheduled: %s", error)
+        return False
+    return True
+
+
+def _begun(row: Row) -> AttemptBegun:
+    return AttemptBegun(
+        attempt_id=row["id"], agent_id=row["agent_id"], run_id=row["run_id"], position=row["position"],
+        owner=row["owner"], gang=row["gang"], cpus_milli=row["cpus_milli"], memory_bytes=row["memory_bytes"],
+        gpus=row["gpus"],
+    )  # fmt: skip
+
+
+def _agent(row: Row) -> AgentChanged | None:
+    try:
+        return agent_in(tuple(row))
+    except PistageError as error:  # a row that cannot be read must not stop the others
+        log.error("an agent gets no work: %s", error)
         return None
-    return WaitingTask(
-        run_id=row["run_id"],
-        name=row["name"],
-        gang=row["gang"],
-        priority=row["priority"],
-        queued_at=row["created_at"],
-        ready_at=row["ready_at"],
-        needs_images=any(context.image for context in task.contexts),
-        needs_containers=bool(task.services) or any(context.networks for context in task.contexts),
-        resources=task.resources,
-        constraints=task.constraints,
-        tried_on=frozenset(json.loads(row["tried_on"])) if row["tried_on"] else frozenset(),
-        bound_to=row["bound_to"],
-    )
 
 
 @lru_cache(maxsize=4096)
@@ -204,25 +253,7 @@ def _task_from(spec: str) -> Task:
     return task
 
 
-def _candidate(row: Row) -> Candidate | None:
-    try:
-        info = _info_from(row["info"])
-    except PistageError as error:
-        log.error("agent=%s gets no work: %s", row["id"], error)
-        return None
-    room = Room(
-        cpus_milli=row["cpus_milli"], memory_bytes=row["memory_bytes"], gpus=row["gpus"], slots=row["slots"]
-    )  # fmt: skip
-    return Candidate(
-        info=info,
-        epoch=row["epoch"],
-        is_draining=bool(row["is_draining"]),
-        is_connected=False,
-        free=room,
-    )
-
-
 @lru_cache(maxsize=4096)
-def _info_from(text: str) -> AgentInfo:
-    info: AgentInfo = codec.from_json(AgentInfo, text)
-    return info
+def _plan_from(text: str) -> Plan:
+    plan: Plan = codec.from_json(Plan, text)
+    return plan

@@ -21,6 +21,7 @@ from pistage.master.dispatch import Dispatch
 from pistage.master.driver import Pace
 from pistage.master.listening import listening
 from pistage.master.logs import LogStore
+from pistage.master.losses import Losses
 from pistage.master.members import Members
 from pistage.master.owning import running
 from pistage.master.peers import Peers
@@ -117,7 +118,7 @@ class Master:
         stack.callback(logs.close)
         copies = Copies(replica, logs, HttpCourier(peers, replica.identity.group_id), replicas=settings.log_replicas)
         sessions = Sessions(replica, copies, heartbeat_s=settings.heartbeat, lease_s=settings.lease)
-        dispatch = Dispatch(replica, sessions, logs, lease_s=settings.lease)
+        dispatch = Dispatch(replica, sessions, logs)
         sessions.on_change(dispatch.wake)
         run_signals = Signals()
         replica.on_applied(lambda outcome: _wake_runs(run_signals, outcome))
@@ -130,6 +131,7 @@ class Master:
             snapshots=Snapshots(settings.data_dir / "snapshots"),
             sessions=sessions,
             dispatch=dispatch,
+            losses=Losses(replica, sessions, lease_s=settings.lease),
             logs=logs,
             copies=copies,
             planner=Planner(lambda: replica.reader.path),
@@ -160,7 +162,8 @@ async def _lead(context: Context) -> None:
             continue
         context.sessions.open()
         sessions = (context.sessions.watch_the_clock(), context.sessions.answer_heartbeats())
-        async with running(context.dispatch.serve(), *sessions, context.members.lead(), context.copies.lead()):
+        services = (*sessions, context.dispatch.serve(), context.losses.serve())
+        async with running(*services, context.members.lead(), context.copies.lead()):
             await replica.until_deposed()
         await context.sessions.close(leader=context.leader_elsewhere())
         log.info("this master leads no longer")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import WSMsgType, web
@@ -189,11 +189,8 @@ class Sessions:
             live_runs = await reads.live_runs(snapshot, session.agent_id)
             fences = {attempt.attempt_id: attempt.fence for attempt in live}
             held_ids = {one.attempt_id for one in held if fences.get(one.attempt_id) == one.fence}
-            assigns = [
-                await reads.assignment(snapshot, attempt.attempt_id)
-                for attempt in live
-                if attempt.attempt_id not in held_ids and not attempt.is_accepted
-            ]
+            untold = [one.attempt_id for one in live if one.attempt_id not in held_ids and not one.is_accepted]
+            assigns, ends = await reads.assignments(snapshot, untold)
         session.run_of |= {attempt.attempt_id: attempt.run_id for attempt in live}
         verdicts = tuple(
             wire.Verdict(
@@ -218,15 +215,15 @@ class Sessions:
         for message in (*assigns, *cancels, *since):
             session.outgoing.put_nowait(message)
         forgotten = [one for one in live if one.is_accepted and one.attempt_id not in held_ids]
-        if forgotten:
-            await self._replica.propose(_lost(forgotten))
+        ends.extend(_lost(forgotten))
+        if ends:
+            await self._replica.propose(RecordEvents(at=wire.now_ms(), events=tuple(ends)))
 
 
-def _lost(forgotten: Sequence[reads.LiveAttempt]) -> RecordEvents:
-    at = wire.now_ms()
+def _lost(forgotten: Sequence[reads.LiveAttempt]) -> Iterator[Finished]:
     result = Result(state=State.LOST, failure=FailureClass.LOST, reason="its agent came back without knowing of it")
-    events = (Finished(at=at, attempt_id=one.attempt_id, fence=one.fence, result=result) for one in forgotten)
-    return RecordEvents(at=at, events=tuple(events))
+    for one in forgotten:
+        yield Finished(at=wire.now_ms(), attempt_id=one.attempt_id, fence=one.fence, result=result)
 
 
 class _Link:

@@ -3,6 +3,8 @@
 import json
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -11,7 +13,7 @@ from pistage.core import machine
 from pistage.core.machine.outcome import Turn
 from pistage.core.model import AgentInfo, Capacity, Result, State
 from pistage.core.plan import FailureClass, Plan, Resources, When
-from pistage.errors import Code
+from pistage.errors import Code, PistageError
 from tests.core.plans import a_plan, a_task, retrying
 
 FAILED = Result(state=State.FAILED, failure=FailureClass.FAILURE, exit_code=1, reason="exit code 1")
@@ -51,9 +53,16 @@ class Cluster:
         return int(str(outcome.value["epoch"]))
 
     def assign(self, task: str = "main", attempt_id: str = "t1", run_id: str = "r1", epoch: int = 1) -> machine.Outcome:
-        return self.apply(
-            c.AssignTask(at=self.now, attempt_id=attempt_id, run_id=run_id, task=task, agent_id="a1", agent_epoch=epoch)
+        """The answer about this one assignment, as if it had a command of its own."""
+        row = self.db.execute("SELECT position FROM task WHERE run_id = ? AND name = ?", (run_id, task)).fetchone()
+        wanted = c.Assignment(
+            attempt_id=attempt_id, run_id=run_id, position=row[0] if row else 99, agent_id="a1", agent_epoch=epoch
         )
+        outcome = self.apply(c.AssignTasks(at=self.now, assignments=(wanted,)))
+        refused = cast(dict[str, str], outcome.value["refused"])
+        if attempt_id in refused:
+            return replace(outcome, error=PistageError(Code.CONFLICT, refused[attempt_id]))
+        return outcome
 
     def report(self, *events: c.AttemptEvent) -> machine.Outcome:
         return self.apply(c.RecordEvents(at=self.now, events=events))
@@ -104,7 +113,7 @@ def test_the_fence_is_the_index_of_the_assignment(cluster: Cluster) -> None:
     cluster.register()
     cluster.submit()
     outcome = cluster.assign()
-    assert outcome.value == {"fence": cluster.index}
+    assert outcome.value == {"fence": cluster.index, "refused": {}}
     assert outcome.effects == (machine.SendAssignment(attempt_id="t1", agent_id="a1"),)
 
 

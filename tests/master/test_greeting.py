@@ -18,22 +18,22 @@ from tests.master.fakes import a_master, an_agent, an_info
 async def test_a_cancellation_during_the_welcome_comes_after_the_assignment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_assignment = reads.assignment
+    load_assignments = reads.assignments
     async with a_master(tmp_path) as api:
         async with an_agent(api) as (agent, _):
             run = await api.submit()
             assign = await agent.receive(wire.Assign)
         sessions = api.master.context.sessions  # type: ignore[attr-defined]
 
-        async def cancel_meanwhile(snapshot: Any, attempt_id: str) -> wire.Assign:
-            found = await load_assignment(snapshot, attempt_id)
+        async def cancel_meanwhile(snapshot: Any, attempt_ids: list[str]) -> Any:
+            found = await load_assignments(snapshot, attempt_ids)
             await api.call("POST", f"/api/v1/runs/{run['id']}/cancel")
             async with asyncio.timeout(10):
                 while sessions._sessions[agent.id].outgoing.empty():  # noqa: ASYNC110 - a queue is not to be taken from
                     await asyncio.sleep(0)
             return found
 
-        monkeypatch.setattr(reads, "assignment", cancel_meanwhile)
+        monkeypatch.setattr(reads, "assignments", cancel_meanwhile)
         async with an_agent(api, agent.id) as (again, _):
             words = [wire.unpack_message(await again.socket.receive_bytes(timeout=10)) for _ in range(2)]
             assert words == [assign, wire.Cancel(attempt_id=assign.attempt_id, reason="cancelled by cluster")]

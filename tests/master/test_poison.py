@@ -32,10 +32,20 @@ async def test_a_poisoned_row_stops_neither_a_restart_nor_the_other_runs(tmp_pat
         assert len((await api.call("GET", "/api/v1/runs"))[1]["items"]) == 2
         status, refused = await api.call("GET", f"/api/v1/runs/{poisoned['id']}")
         assert (status, refused["code"]) == (500, "internal")
-        status, _ = await api.call("POST", f"/api/v1/runs/{poisoned['id']}/cancel")
-        assert status == 500
-        _, listed = await api.call("GET", "/api/v1/runs?state=cancelled")
+        _, listed = await api.call("GET", "/api/v1/runs?state=failed")
         assert [item["id"] for item in listed["items"]] == [poisoned["id"]]
+        assert "cannot be read" in listed["items"][0]["reason"]
+
+
+async def test_a_demand_that_cannot_be_read_is_not_scheduled_and_stops_nobody_else(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api:
+        poisoned = await api.submit()
+    poison(tmp_path, f"UPDATE task SET demand = 'nothing' WHERE run_id = '{poisoned['id']}'")
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        healthy = await api.submit()
+        assert (await agent.receive(wire.Assign)).run_id == healthy["id"]
+        await api.call("POST", f"/api/v1/runs/{poisoned['id']}/cancel")
+        assert (await api.ended(poisoned["id"]))["state"] == "cancelled"
 
 
 async def test_an_agent_whose_row_cannot_be_read_stops_nobody_else(tmp_path: Path) -> None:

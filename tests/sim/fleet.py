@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 LEASE = 15 * TICK
 IN_FLIGHT_MAX = 8
 _LIVE = "SELECT id, fence, state FROM attempt WHERE agent_id = ? AND state IN ('queued', 'running') ORDER BY id"
-_WAITING = "SELECT run_id, name FROM task WHERE state = 'queued' AND ready_at <= ? ORDER BY run_id, position LIMIT 20"
+_WAITING = (
+    "SELECT run_id, position FROM task WHERE state = 'queued' AND ready_at <= ? ORDER BY run_id, position LIMIT 20"
+)
 _UP = """
 SELECT agent.id, agent.epoch, agent.slots - COUNT(attempt.id) FROM agent
 LEFT JOIN attempt ON attempt.agent_id = agent.id AND attempt.state IN ('queued', 'running')
@@ -112,21 +114,26 @@ class Desk:
                 self.propose(c.LoseAgent(at=at, agent_id=agent_id, epoch=epoch, reason="silent"))
                 self.welcomed.pop(agent_id, None)
         free = [agent for agent in agents if agent[2] > 0 and agent[0] in self.welcomed]
-        for run_id, task in self.db.execute(_WAITING, (at,)).fetchall():
+        placed: list[c.Assignment] = []
+        for run_id, position in self.db.execute(_WAITING, (at,)).fetchall():
             takers = agents if rng.random() < 0.1 else free
             if not takers:
                 continue
             agent_id, epoch, _ = rng.choice(takers)
-            self.propose(
-                c.AssignTask(
-                    at=at,
+            placed.append(
+                c.Assignment(
                     attempt_id=f"t{self.world.new_token()}",
                     run_id=run_id,
-                    task=task,
+                    position=position,
                     agent_id=agent_id,
                     agent_epoch=epoch - (rng.random() < 0.05),
                 )
             )
+            if rng.random() < 0.5:  # alone, or with others in one entry
+                self.propose(c.AssignTasks(at=at, assignments=tuple(placed)))
+                placed = []
+        if placed:
+            self.propose(c.AssignTasks(at=at, assignments=tuple(placed)))
 
     def propose(self, command: c.Command, done: Callable[[Outcome], None] = lambda _: None) -> None:
         """`done` gets the outcome, if this leader lives to see it; what is too much is left for another turn."""

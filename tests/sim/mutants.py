@@ -391,9 +391,9 @@ MUTANTS = (
     _state(
         "two-live-attempts",
         "a task is placed without a look at whether it waits",
-        ("attempts", "if task is None or task[1] != State.QUEUED or task[2]", "if task is None or task[2]"),
+        ("placing", "if task is None or task[1] != State.QUEUED or task[2]", "if task is None or task[2]"),
         (
-            "attempts",
+            "placing",
             "COALESCE(started_at, ?) WHERE run_id = ? AND position = ? AND state = 'queued'\"",
             'COALESCE(started_at, ?) WHERE run_id = ? AND position = ?"',
         ),
@@ -401,7 +401,11 @@ MUTANTS = (
     _state(
         "dead-epoch-assigned",
         "work for an agent that was lost, or was another then",
-        ("agents", 'if row is None or row[0] != epoch or row[1] != "up" or row[2]:', "if row is None or row[2]:"),
+        (
+            "placing",
+            'if agent is None or agent[0] != epoch or agent[1] != "up" or agent[2]:',
+            "if agent is None or agent[2]:",
+        ),
     ),
     _state(
         "lost-attempts-live-on",

@@ -27,7 +27,7 @@ _ENDED = """
 SELECT id, state, exit_code, finished_at, fence FROM attempt WHERE state NOT IN ('queued', 'running')
 """
 _AGENT = "SELECT epoch, state FROM agent WHERE id = ?"
-_ASSIGNED = "SELECT state, attempt_id FROM task WHERE run_id = ? AND name = ?"
+_ASSIGNED = "SELECT state, attempt_id FROM task WHERE run_id = ? AND position = ?"
 
 
 class Records:
@@ -44,16 +44,20 @@ class Records:
         outcome = machine.outcomes[entry.index]
         self.world.count(f"{command.kind}" if outcome.error is None else f"{command.kind} refused")
         if outcome.error is None:
-            if isinstance(command, c.AssignTask):
-                self._assigned(machine, entry.index, command)
+            if isinstance(command, c.AssignTasks):
+                for assignment in command.assignments:
+                    if assignment.attempt_id in outcome.value["refused"]:  # type: ignore[operator]
+                        self.world.count("assignment refused")
+                    else:
+                        self._assigned(machine, entry.index, assignment)
             self._check(machine)
 
-    def _assigned(self, machine: SqliteMachine, index: int, command: c.AssignTask) -> None:
+    def _assigned(self, machine: SqliteMachine, index: int, command: c.Assignment) -> None:
         epoch, state = machine.db.execute(_AGENT, (command.agent_id,)).fetchone()
         if (epoch, state) != (command.agent_epoch, "up"):
             told = f"{command.agent_id}, epoch {command.agent_epoch}"
             raise Violation("I15", f"{index} assigns to {told}, which is {state} in epoch {epoch}")
-        task = machine.db.execute(_ASSIGNED, (command.run_id, command.task)).fetchone()
+        task = machine.db.execute(_ASSIGNED, (command.run_id, command.position)).fetchone()
         if task != ("running", command.attempt_id):
             raise Violation("I14", f"{index} assigns {command.attempt_id}, and its task is {task}")
 

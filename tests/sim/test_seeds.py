@@ -46,7 +46,7 @@ REACHED_PER_THOUSAND = {
     "seed on SQLite": 100,
     "agent": 650,
     "register_agent": 800,
-    "assign_task": 3_700,
+    "assign_tasks": 2_500,
     "record_events": 1_400,
     "lose_agent": 10,
     "result acknowledged": 3_900,

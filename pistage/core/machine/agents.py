@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 from pistage.core import codec
 from pistage.core import commands as c
-from pistage.core.machine import attempts
+from pistage.core.changes import AgentChanged, AgentRemoved
+from pistage.core.machine import attempts, meta
 from pistage.core.machine.outcome import Turn
 from pistage.core.model import AgentInfo, Result, State
 from pistage.core.plan import FailureClass
@@ -34,6 +37,7 @@ def register(turn: Turn, command: c.RegisterAgent) -> dict[str, object]:
     text = codec.to_json(AgentInfo, info)
     row = (info.id, info.name, info.incarnation, epoch, text)
     turn.db.execute(_UPSERT, (*row, room.cpus_milli, room.memory_bytes, room.gpus, room.slots, command.at))
+    _announce(turn, info.id)
     return {"epoch": epoch}
 
 
@@ -45,42 +49,80 @@ def lose(turn: Turn, command: c.LoseAgent) -> dict[str, object]:
     )
     if changed.rowcount == 0:
         raise PistageError(Code.CONFLICT, f"agent {command.agent_id} is not up in epoch {command.epoch}")
-    lost = Result(state=State.LOST, failure=FailureClass.LOST, reason=command.reason)
-    live = attempts.live_attempts_of(turn.db, command.agent_id)
-    for attempt_id in live:
-        attempts.end(turn, attempt_id, lost)
+    live = _lose_attempts(turn, command.agent_id, command.reason)
+    _announce(turn, command.agent_id)
     return {"lost": live}
+
+
+def _lose_attempts(turn: Turn, agent_id: str, reason: str) -> list[str]:
+    live = attempts.live_attempts_of(turn.db, agent_id)
+    for attempt_id in live:
+        attempts.end(turn, attempt_id, Result(state=State.LOST, failure=FailureClass.LOST, reason=reason))
+    return live
+
+
+def pause_losses(turn: Turn, command: c.PauseLosses) -> dict[str, object]:
+    """No agent is to be declared lost before `until`; who leads then reads it from the state."""
+    meta.put(turn.db, {"losses_paused_until": str(command.until)})
+    return {}
 
 
 def set_drain(turn: Turn, command: c.SetAgentDrain) -> dict[str, object]:
     """Stop or resume giving the agent new work."""
     changed = turn.db.execute(
-        "UPDATE agent SET is_draining = ?, at = ? WHERE id = ?",
-        (int(command.is_draining), command.at, command.agent_id),
+        "UPDATE agent SET is_draining = ?, drain_until = ?, at = ? WHERE id = ?",
+        (int(command.is_draining), command.until if command.is_draining else None, command.at, command.agent_id),
     )
     if changed.rowcount == 0:
-        raise PistageError(Code.NOT_FOUND, f"no agent {command.agent_id}", hint="see pistage agent ls")
+        raise _unknown(command.agent_id)
+    _announce(turn, command.agent_id)
     return {}
 
 
-def refuse_unless_free(db: sqlite3.Connection, agent_id: str, epoch: int, wanted: tuple[int, int, int]) -> None:
-    """PistageError `conflict` unless the agent is up in this epoch, not draining, and has room for `wanted`.
+def remove(turn: Turn, command: c.RemoveAgent) -> dict[str, object]:
+    """Forget the agent; its attempts stay with their runs."""
+    row = turn.db.execute("SELECT name FROM agent WHERE id = ?", (command.agent_id,)).fetchone()
+    if row is None:
+        raise _unknown(command.agent_id)
+    live = attempts.live_attempts_of(turn.db, command.agent_id)
+    if live and not command.is_forced:
+        raise PistageError(
+            Code.CONFLICT,
+            f"agent {row[0]} is at work on {len(live)} task{'s' * (len(live) != 1)}",
+            hint=f"pistage agent drain {row[0]} first, or give its work up with --force",
+        )
+    _lose_attempts(turn, command.agent_id, f"agent {row[0]} was removed")
+    turn.db.execute("DELETE FROM agent WHERE id = ?", (command.agent_id,))
+    turn.changes.append(AgentRemoved(command.agent_id))
+    return {"lost": live}
 
-    `wanted` is thousandths of a core, bytes of memory, GPUs.
-    """
-    row = db.execute(
-        "SELECT epoch, state, is_draining, cpus_milli, memory_bytes, gpus, slots FROM agent WHERE id = ?", (agent_id,)
-    ).fetchone()
-    if row is None or row[0] != epoch or row[1] != "up" or row[2]:
-        raise PistageError(Code.CONFLICT, f"agent {agent_id} takes no work in epoch {epoch}")
-    used = db.execute(_USED, (agent_id,)).fetchone()
-    over = [used[i] + wanted[i] > row[3 + i] for i in range(3)] + [used[3] + 1 > row[6]]
-    if any(over):
-        raise PistageError(Code.CONFLICT, f"agent {agent_id} has no room")
+
+#: Agents as the scheduler knows them.
+AGENTS = "SELECT info, epoch, state, is_draining, drain_until, reason FROM agent"
 
 
-_USED = """
-SELECT COALESCE(SUM(task.cpus_milli), 0), COALESCE(SUM(task.memory_bytes), 0), COALESCE(SUM(task.gpus), 0), COUNT(*)
-FROM attempt JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
-WHERE attempt.agent_id = ? AND attempt.state IN ('queued', 'running')
-"""
+def agent_in(row: Sequence[Any]) -> AgentChanged:
+    """What a row of `AGENTS` says; PistageError `internal` if it cannot be read."""
+    info, epoch, state, is_draining, drain_until, reason = row
+    return AgentChanged(
+        info=_info_in(info), epoch=epoch, is_up=state == "up", is_draining=bool(is_draining), drain_until=drain_until,
+        reason=reason,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _info_in(text: str) -> AgentInfo:
+    info: AgentInfo = codec.from_json(AgentInfo, text)
+    return info
+
+
+def _announce(turn: Turn, agent_id: str) -> None:
+    row = turn.db.execute(f"{AGENTS} WHERE id = ?", (agent_id,)).fetchone()
+    try:
+        turn.changes.append(agent_in(row))
+    except PistageError:  # a row that cannot be read gets no work, and keeps nobody else from theirs
+        turn.changes.append(AgentRemoved(agent_id))
+
+
+def _unknown(agent_id: str) -> PistageError:
+    return PistageError(Code.NOT_FOUND, f"no agent {agent_id}", hint="see pistage agent ls")

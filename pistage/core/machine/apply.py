@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import sqlite3
 from importlib.resources import files
-from typing import assert_never
+from typing import Final, assert_never
 
 from pistage.core import commands as c
-from pistage.core.machine import actions, agents, attempts, masters, runs, submissions
+from pistage.core.machine import (
+    actions,
+    agents,
+    attempts,
+    masters,
+    meta,
+    placing,
+    queues,
+    retrying,
+    runs,
+    submissions,
+)
 from pistage.core.machine.outcome import Outcome, Turn
-from pistage.errors import PistageError
+from pistage.errors import Code, PistageError
+
+#: Raised with every change of schema.sql that a state written before it would not bear.
+_SCHEMA: Final = "2"
 
 
 def create_tables(db: sqlite3.Connection) -> None:
-    """Make the tables in an empty database; leaves one that has them as it is."""
+    """Make the tables in an empty database; leaves one that has them as it is.
+
+    PistageError `storage` for tables of another version of this program.
+    """
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() and meta.get(db, "schema") != _SCHEMA:
+        raise PistageError(
+            Code.STORAGE,
+            "this state was written by an earlier version of Pistage, which was never released",
+            hint="begin with an empty data_dir",
+        )
     for statement in files("pistage.core.machine").joinpath("schema.sql").read_text(encoding="utf-8").split(";\n"):
         if statement.strip():
             db.execute(statement)
+    meta.put(db, {"schema": _SCHEMA})
 
 
 def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
@@ -32,10 +56,12 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
     except PistageError as refusal:
         db.execute("ROLLBACK TO command")
         db.execute("RELEASE command")
-        return Outcome(error=refusal)
+        return Outcome(error=refusal, index=index)
     # Not in a `finally`: a full disk may have rolled back the transaction, and its error must stay the one raised.
     db.execute("RELEASE command")
-    return Outcome(value=value, effects=tuple(turn.effects), runs=tuple(turn.runs))
+    return Outcome(
+        value=value, effects=tuple(turn.effects), runs=tuple(turn.runs), changes=tuple(turn.changes), index=index
+    )  # fmt: skip
 
 
 def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PLR0911, PLR0912 - one arm a command
@@ -54,16 +80,32 @@ def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PL
             return submissions.submit(turn, command)
         case c.SubmitRuns():
             return submissions.submit_many(turn, command)
+        case c.RetryRun():
+            return retrying.retry(turn, command)
         case c.CancelRun():
             return runs.cancel(turn, command)
+        case c.CancelTask():
+            return runs.cancel_task(turn, command)
+        case c.SetRunPriority():
+            return runs.set_priority(turn, command)
+        case c.ExpireTask():
+            return runs.expire(turn, command)
+        case c.PutQueue():
+            return queues.put(turn, command)
+        case c.DeleteQueue():
+            return queues.delete(turn, command)
         case c.RegisterAgent():
             return agents.register(turn, command)
         case c.LoseAgent():
             return agents.lose(turn, command)
+        case c.PauseLosses():
+            return agents.pause_losses(turn, command)
         case c.SetAgentDrain():
             return agents.set_drain(turn, command)
-        case c.AssignTask():
-            return attempts.assign(turn, command)
+        case c.RemoveAgent():
+            return agents.remove(turn, command)
+        case c.AssignTasks():
+            return placing.assign(turn, command)
         case c.RecordEvents():
             return attempts.record(turn, command)
         case _:

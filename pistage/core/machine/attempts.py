@@ -1,4 +1,4 @@
-"""Attempts: assigned under a fence, reported on by their agent, ended once, and retried as the task's policy says."""
+"""Attempts: reported on by their agent under their fence, ended once, and retried as the task's policy says."""
 
 from __future__ import annotations
 
@@ -9,41 +9,13 @@ from typing import assert_never
 
 from pistage.core import codec
 from pistage.core import commands as c
-from pistage.core.machine import agents, runs
-from pistage.core.machine.outcome import SendAssignment, TaskKey, Turn
+from pistage.core import demand as demands
+from pistage.core.changes import AttemptEnded
+from pistage.core.machine import runs, waiting
+from pistage.core.machine.outcome import TaskKey, Turn
 from pistage.core.model import Result, State, StreamEnd, check_transition
-from pistage.core.plan import Backoff, Retry, Task
-from pistage.errors import Code, PistageError
-
-
-def assign(turn: Turn, command: c.AssignTask) -> dict[str, object]:
-    """Place a queued task on an agent; refused if the task, the agent or its room is not as the proposer saw it."""
-    task = turn.db.execute(
-        "SELECT position, state, ready_at, attempts, cpus_milli, memory_bytes, gpus FROM task"
-        " WHERE run_id = ? AND name = ?",
-        (command.run_id, command.task),
-    ).fetchone()
-    if task is None or task[1] != State.QUEUED or task[2] > command.at:
-        raise PistageError(Code.CONFLICT, f"task {command.task!r} of run {command.run_id} is not waiting for a place")
-    agents.refuse_unless_free(turn.db, command.agent_id, command.agent_epoch, task[4:7])
-    position, number = task[0], task[3] + 1
-    turn.db.execute(
-        "INSERT INTO attempt (id, run_id, position, number, agent_id, fence, state, reason, runtime, assigned_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, 'queued', '', '', ?)",
-        (command.attempt_id, command.run_id, position, number, command.agent_id, turn.index, command.at),
-    )
-    turn.db.execute(
-        "UPDATE task SET state = 'running', reason = '', attempts = ?, attempt_id = ?,"
-        " started_at = COALESCE(started_at, ?) WHERE run_id = ? AND position = ? AND state = 'queued'",
-        (number, command.attempt_id, command.at, command.run_id, position),
-    )
-    turn.record(
-        command.run_id, "task_assigned", task=command.task, attempt=command.attempt_id, agent=command.agent_id,
-        number=number,
-    )  # fmt: skip
-    runs.start(turn, command.run_id)
-    turn.effects.append(SendAssignment(attempt_id=command.attempt_id, agent_id=command.agent_id))
-    return {"fence": turn.index}
+from pistage.core.plan import Backoff, FailureClass, Task, with_more_memory
+from pistage.errors import PistageError
 
 
 def record(turn: Turn, command: c.RecordEvents) -> dict[str, object]:
@@ -130,35 +102,61 @@ def _finish_step(turn: Turn, event: c.StepFinished, run_id: str, task: str) -> N
 
 def end(turn: Turn, attempt_id: str, result: Result, *, at: int | None = None) -> None:
     """End a live attempt, and with it its task, unless the task's policy gives it another try."""
-    *key, state, spec, failures, cancel_reason = turn.db.execute(_ENDING, (attempt_id,)).fetchone()
-    task = TaskKey(*key)
+    *key, state, failures, cancel_reason = turn.db.execute(_ENDING, (attempt_id,)).fetchone()
+    key = TaskKey(*key)
     _close(turn, attempt_id, result, at or turn.at)
     counted: dict[str, int] = json.loads(failures)
     if result.failure is not None:
         counted[result.failure] = counted.get(result.failure, 0) + 1
-    policy = _policy_in(spec) if counted and cancel_reason is None else Retry(limits={})
-    if result.failure is not None and counted[result.failure] <= policy.limits.get(result.failure, 0):
-        ready_at = turn.at + _delay_ms(policy.backoff, sum(counted.values()) - 1, attempt_id)
-        _requeue(turn, task, f"attempt {sum(counted.values())} ended: {result.reason}", ready_at, counted)
-        turn.record(
-            task.run_id, "task_retried", task=task.name, attempt=attempt_id, failure=result.failure,
-            reason=result.reason, ready_at=ready_at,
-        )  # fmt: skip
-    else:
-        runs.end_task(turn, task, State(state), result.state, result.reason)
-        runs.settle(turn, task.run_id)
+        task = _task_to_retry(turn.db, key) if cancel_reason is None else None
+        if task is not None and counted[result.failure] <= task.retry.limits.get(result.failure, 0):
+            _retry(turn, key, task, counted, attempt_id=attempt_id, result=result)
+            return
+    runs.end_task(turn, key, State(state), result.state, result.reason)
+    runs.settle(turn, key.run_id)
 
 
-def _policy_in(spec: str) -> Retry:
+def _task_to_retry(db: sqlite3.Connection, key: TaskKey) -> Task | None:
+    (spec,) = db.execute("SELECT spec FROM task WHERE run_id = ? AND position = ?", key.id).fetchone()
     try:
         task: Task = codec.from_json(Task, spec)
     except PistageError:  # a row that cannot be read is not tried again, and keeps no other attempt from its end
-        return Retry(limits={})
-    return task.retry
+        return None
+    return task
+
+
+def _retry(turn: Turn, key: TaskKey, task: Task, counted: dict[str, int], *, attempt_id: str, result: Result) -> None:
+    tries = sum(counted.values())
+    ready_at = turn.at + _delay_ms(task.retry.backoff, tries - 1, attempt_id)
+    grown = with_more_memory(task) if result.failure is FailureClass.OOM else None
+    if grown is not None:
+        _grow(turn.db, key, grown)
+    check_transition(str(key), State.RUNNING, State.QUEUED)
+    turn.db.execute(
+        "UPDATE task SET state = 'queued', reason = ?, ready_at = ?, failures = ?"
+        " WHERE run_id = ? AND position = ? AND state = 'running'",
+        (f"attempt {tries} ended: {result.reason}", ready_at, json.dumps(counted, sort_keys=True), *key.id),
+    )
+    turn.record(
+        key.run_id, "task_retried", task=key.name, attempt=attempt_id, failure=result.failure, reason=result.reason,
+        ready_at=ready_at, memory_bytes=None if grown is None else grown.resources.memory_bytes,
+    )  # fmt: skip
+    waiting.announce(turn, key.run_id, key.position)
+
+
+def _grow(db: sqlite3.Connection, key: TaskKey, task: Task) -> None:
+    (demand,) = db.execute("SELECT demand FROM task WHERE run_id = ? AND position = ?", key.id).fetchone()
+    memory_bytes = task.resources.memory_bytes or 0
+    demand = demands.written(demands.with_memory(demands.read(demand), memory_bytes))
+    db.execute(
+        "UPDATE task SET spec = ?, demand = ?, memory_bytes = ? WHERE run_id = ? AND position = ?",
+        (codec.to_json(Task, task), demand, memory_bytes, *key.id),
+    )
 
 
 _ENDING = """
-SELECT attempt.run_id, attempt.position, task.name, task.state, task.spec, task.failures, run.cancel_reason
+SELECT attempt.run_id, attempt.position, task.name, task.state, task.failures,
+  COALESCE(run.cancel_reason, task.cancel_reason)
 FROM attempt
 JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
 JOIN run ON run.id = attempt.run_id
@@ -176,15 +174,7 @@ def _close(turn: Turn, attempt_id: str, result: Result, at: int) -> None:
         "UPDATE step SET state = ?, reason = ?, finished_at = ? WHERE attempt_id = ? AND state = 'running'",
         (State.LOST if result.state is State.SUCCEEDED else result.state, result.reason, at, attempt_id),
     )
-
-
-def _requeue(turn: Turn, key: TaskKey, reason: str, ready_at: int, failures: dict[str, int]) -> None:
-    check_transition(str(key), State.RUNNING, State.QUEUED)
-    turn.db.execute(
-        "UPDATE task SET state = 'queued', reason = ?, ready_at = ?, failures = ?"
-        " WHERE run_id = ? AND position = ? AND state = 'running'",
-        (reason, ready_at, json.dumps(failures, sort_keys=True), key.run_id, key.position),
-    )
+    turn.changes.append(AttemptEnded(attempt_id))
 
 
 def _delay_ms(backoff: Backoff, number: int, attempt_id: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pistage.core import codec
+from pistage.core.changes import Change, TaskId
 from pistage.errors import PistageError
 
 # An agent of a hundred places that is lost can end as many runs, and each skips up to 2,000 tasks; the id stays exact
@@ -46,13 +47,15 @@ Effect = SendAssignment | CancelAttempt | ReleaseRun
 class Outcome:
     """The answer to a command. With `error` set nothing was changed.
 
-    `effects` can be lost with the leader: each can be found again in the state, and a new leader does.
+    `effects` and `changes` can be lost with the leader: each can be found again in the state, and a new leader does.
     """
 
     value: Mapping[str, object] = field(default_factory=dict)
     error: PistageError | None = None
     effects: tuple[Effect, ...] = ()
     runs: tuple[str, ...] = ()  # runs that changed, for who follows them
+    changes: tuple[Change, ...] = ()  # for the scheduler
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,10 @@ class TaskKey:
     position: int
     name: str
 
+    @property
+    def id(self) -> TaskId:
+        return self.run_id, self.position
+
     def __str__(self) -> str:
         return f"task {self.name!r} of run {self.run_id}"
 
@@ -70,13 +77,14 @@ class TaskKey:
 class Turn:
     """One command being applied: the connection, and what has come of it so far."""
 
-    __slots__ = ("_events", "_rows", "at", "db", "effects", "index", "runs")
+    __slots__ = ("_events", "_rows", "at", "changes", "db", "effects", "index", "runs")
 
     def __init__(self, db: sqlite3.Connection, index: int, at: int) -> None:
         self.db = db
         self.index = index
         self.at = at
         self.effects: list[Effect] = []
+        self.changes: list[Change] = []
         self.runs: dict[str, None] = {}
         self._events = 0
         self._rows: list[tuple[int, str, int, str, str]] = []

@@ -1,4 +1,4 @@
-"""Runs: cancelled, and settled again whenever one of their tasks has changed."""
+"""Runs: cancelled, reprioritised, and settled again whenever one of their tasks has changed or given up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Collection
 
 from pistage.core import commands as c
+from pistage.core.changes import RunBegun, RunEnded, RunReprioritised, TaskUnqueued
+from pistage.core.machine import waiting
 from pistage.core.machine.outcome import CancelAttempt, ReleaseRun, TaskKey, Turn
 from pistage.core.machine.settling import Waiting, moves, run_state
 from pistage.core.model import State, check_transition
@@ -20,15 +22,47 @@ def cancel(turn: Turn, command: c.CancelRun) -> dict[str, object]:
         raise PistageError(Code.NOT_FOUND, f"no run {command.run_id}", hint="see pistage ps")
     if State(row[0]).is_terminal or row[1] is not None:
         return {"state": row[0], "is_new": False}
-    turn.db.execute("UPDATE run SET cancel_reason = ? WHERE id = ?", (command.reason, command.run_id))
-    turn.record(command.run_id, "run_cancelling", reason=command.reason, owner=command.owner)
-    for position, name, state in turn.db.execute(_WAITING_TASKS, (command.run_id,)).fetchall():
-        key = TaskKey(command.run_id, position, name)
-        end_task(turn, key, State(state), State.CANCELLED, command.reason)
-    for attempt_id, agent_id in turn.db.execute(_LIVE_ATTEMPTS, (command.run_id,)).fetchall():
-        turn.effects.append(CancelAttempt(attempt_id=attempt_id, agent_id=agent_id, reason=command.reason))
-    settle(turn, command.run_id)
+    cancel_now(turn, command.run_id, command.reason, owner=command.owner)
     return {"state": State.RUNNING, "is_new": True}
+
+
+def cancel_now(turn: Turn, run_id: str, reason: str, *, owner: str | None = None) -> None:
+    """The same for a run that is known not to have ended; `owner` None where the cluster itself does it."""
+    turn.db.execute("UPDATE run SET cancel_reason = ? WHERE id = ?", (reason, run_id))
+    turn.record(run_id, "run_cancelling", reason=reason, owner=owner)
+    for position, name, state in turn.db.execute(_WAITING_TASKS, (run_id,)).fetchall():
+        end_task(turn, TaskKey(run_id, position, name), State(state), State.CANCELLED, reason)
+    for attempt_id, agent_id in turn.db.execute(_LIVE_ATTEMPTS, (run_id,)).fetchall():
+        turn.effects.append(CancelAttempt(attempt_id=attempt_id, agent_id=agent_id, reason=reason))
+    settle(turn, run_id)
+
+
+def cancel_task(turn: Turn, command: c.CancelTask) -> dict[str, object]:
+    """End one task that waits, or ask its agent to stop it. Cancelling again, or too late, changes nothing."""
+    row = turn.db.execute(
+        "SELECT position, state, cancel_reason, attempt_id FROM task WHERE run_id = ? AND name = ?",
+        (command.run_id, command.task),
+    ).fetchone()
+    if row is None:
+        raise PistageError(
+            Code.NOT_FOUND, f"run {command.run_id} has no task {command.task!r}", hint="see pistage show"
+        )
+    position, state, reason, attempt_id = row[0], State(row[1]), row[2], row[3]
+    if state.is_terminal or reason is not None:
+        return {"state": state, "is_new": False}
+    turn.db.execute(
+        "UPDATE task SET cancel_reason = ? WHERE run_id = ? AND position = ?",
+        (command.reason, command.run_id, position),
+    )
+    turn.record(command.run_id, "task_cancelling", task=command.task, reason=command.reason, owner=command.owner)
+    if state is State.RUNNING:
+        (agent_id,) = turn.db.execute("SELECT agent_id FROM attempt WHERE id = ?", (attempt_id,)).fetchone()
+        turn.effects.append(CancelAttempt(attempt_id=attempt_id, agent_id=agent_id, reason=command.reason))
+    else:
+        key = TaskKey(command.run_id, position, command.task)
+        end_task(turn, key, state, State.CANCELLED, command.reason)
+        settle(turn, command.run_id)
+    return {"state": state, "is_new": True}
 
 
 _WAITING_TASKS = """
@@ -37,6 +71,38 @@ SELECT position, name, state FROM task WHERE run_id = ? AND state IN ('pending',
 _LIVE_ATTEMPTS = """
 SELECT id, agent_id FROM attempt WHERE run_id = ? AND state IN ('queued', 'running') ORDER BY id
 """
+
+
+def expire(turn: Turn, command: c.ExpireTask) -> dict[str, object]:
+    """Fail a task that has waited for too long; refused if it does not wait, or may yet."""
+    row = turn.db.execute(
+        "SELECT name, state, ready_at, queue_timeout_ms FROM task WHERE run_id = ? AND position = ?",
+        (command.run_id, command.position),
+    ).fetchone()
+    deadline = None if row is None or row[1] != State.QUEUED else waiting.expiry(row[2], row[3])
+    if deadline is None or deadline > command.at:
+        raise PistageError(Code.CONFLICT, f"task {command.position} of run {command.run_id} may wait")
+    key = TaskKey(command.run_id, command.position, row[0])
+    reason = f"it waited for a place for longer than its queue_timeout of {row[3] / 1000:g} s"
+    end_task(turn, key, State.QUEUED, State.FAILED, reason)
+    settle(turn, command.run_id)
+    return {}
+
+
+def set_priority(turn: Turn, command: c.SetRunPriority) -> dict[str, object]:
+    """The priority counts for the run's tasks that have no place yet."""
+    row = turn.db.execute("SELECT state, priority FROM run WHERE id = ?", (command.run_id,)).fetchone()
+    if row is None:
+        raise PistageError(Code.NOT_FOUND, f"no run {command.run_id}", hint="see pistage ps")
+    if State(row[0]).is_terminal:
+        raise PistageError(Code.CONFLICT, f"the run has ended: it is {row[0]}")
+    if row[1] != command.priority:
+        turn.db.execute("UPDATE run SET priority = ? WHERE id = ?", (command.priority, command.run_id))
+        turn.record(
+            command.run_id, "run_reprioritised", old=row[1], priority=command.priority, owner=command.owner
+        )  # fmt: skip
+        turn.changes.append(RunReprioritised(command.run_id, command.priority))
+    return {"priority": command.priority}
 
 
 def settle(turn: Turn, run_id: str) -> None:
@@ -64,12 +130,12 @@ def _settle_tasks(turn: Turn, run_id: str) -> None:
     ).fetchall()
     states = {name: State(state) for _, name, state, *_ in rows}
     excused = {name for _, name, _, _, _, is_skip_planned in rows if is_skip_planned}
-    waiting = [
+    pending = [
         Waiting(position, name, json.loads(needs), When(run_when))
         for position, name, state, needs, run_when, _ in rows
         if state == State.PENDING
     ]
-    for move in moves(waiting, states, excused):
+    for move in moves(pending, states, excused):
         key = TaskKey(run_id, move.position, move.name)
         if move.to is State.QUEUED:
             _queue_task(turn, key)
@@ -114,7 +180,10 @@ def move_run(turn: Turn, run_id: str, old: State, new: State, reason: str = "") 
     )
     if new is State.RUNNING:
         turn.record(run_id, "run_started")
+        queue, group = turn.db.execute("SELECT queue, concurrency FROM run WHERE id = ?", (run_id,)).fetchone()
+        turn.changes.append(RunBegun(run_id, queue, group))
     if new.is_terminal:
+        turn.changes.append(RunEnded(run_id))
         turn.record(run_id, "run_finished", state=new, reason=reason)
         agents = turn.db.execute(
             "SELECT DISTINCT agent_id FROM attempt WHERE run_id = ? ORDER BY agent_id", (run_id,)
@@ -128,11 +197,14 @@ def _queue_task(turn: Turn, key: TaskKey) -> None:
         (turn.at, key.run_id, key.position),
     )
     turn.record(key.run_id, "task_queued", task=key.name)
+    waiting.announce(turn, key.run_id, key.position)
 
 
 def end_task(turn: Turn, key: TaskKey, old: State, new: State, reason: str) -> None:
     """The task ends in `new`; who calls this settles the run afterwards."""
     check_transition(str(key), old, new)
+    if old is State.QUEUED:
+        turn.changes.append(TaskUnqueued(key.run_id, key.position))
     turn.db.execute(
         "UPDATE task SET state = ?, reason = ?, finished_at = ? WHERE run_id = ? AND position = ? AND state = ?",
         (new, reason, turn.at, key.run_id, key.position, old),

@@ -54,6 +54,9 @@ CREATE TABLE IF NOT EXISTS run (
   reason TEXT NOT NULL,
   priority INTEGER NOT NULL,
   queue TEXT NOT NULL,
+  concurrency TEXT, -- the group, with its project in front
+  concurrency_limit INTEGER NOT NULL, -- how many of the group may run; 0 without a group
+  retry_of TEXT, -- the run that this one tries again
   notes TEXT NOT NULL, -- JSON list of what people must know of this run
   cancel_reason TEXT, -- not NULL once somebody asked for its end
   created_at INTEGER NOT NULL,
@@ -66,6 +69,8 @@ CREATE INDEX IF NOT EXISTS run_by_state ON run (state, id);
 CREATE INDEX IF NOT EXISTS run_by_project ON run (project, id);
 CREATE INDEX IF NOT EXISTS run_by_project_and_state ON run (project, state, id);
 CREATE INDEX IF NOT EXISTS run_by_name ON run (project, name, id);
+CREATE INDEX IF NOT EXISTS run_by_group ON run (concurrency, state, id) WHERE concurrency IS NOT NULL;
+CREATE INDEX IF NOT EXISTS run_in_queue ON run (queue) WHERE state = 'running';
 CREATE UNIQUE INDEX IF NOT EXISTS run_by_number ON run (project, name, number);
 
 CREATE TABLE IF NOT EXISTS task (
@@ -78,6 +83,10 @@ CREATE TABLE IF NOT EXISTS task (
   run_when TEXT NOT NULL, -- success, failure or always
   is_skip_planned INTEGER NOT NULL, -- 1: skipped by the plan itself, which holds nobody up
   gang TEXT,
+  demand TEXT NOT NULL, -- JSON of its Demand
+  queue_timeout_ms INTEGER, -- how long it may wait for a place
+  cancel_reason TEXT, -- not NULL once somebody asked for the end of this task alone
+  kept_from TEXT, -- the run whose task of this name it stands for
   cpus_milli INTEGER NOT NULL,
   memory_bytes INTEGER NOT NULL,
   gpus INTEGER NOT NULL,
@@ -136,12 +145,21 @@ CREATE TABLE IF NOT EXISTS agent (
   state TEXT NOT NULL, -- up or lost
   reason TEXT NOT NULL,
   is_draining INTEGER NOT NULL,
+  drain_until INTEGER, -- when what it runs is to be stopped
   info TEXT NOT NULL, -- JSON of its AgentInfo
   cpus_milli INTEGER NOT NULL,
   memory_bytes INTEGER NOT NULL,
   gpus INTEGER NOT NULL,
   slots INTEGER NOT NULL,
   at INTEGER NOT NULL -- of its last change
+) WITHOUT ROWID;
+
+-- Queues that something was said about; others have the defaults.
+CREATE TABLE IF NOT EXISTS queue (
+  name TEXT PRIMARY KEY,
+  priority INTEGER NOT NULL,
+  run_limit INTEGER, -- how many of its runs may run at one time
+  placing TEXT NOT NULL -- spread or pack
 ) WITHOUT ROWID;
 
 -- What happened to a run, in order; `id` is the log index and a counter, the same on every master.

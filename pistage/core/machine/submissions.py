@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 
 from pistage.core import codec, limits
 from pistage.core import commands as c
+from pistage.core.changes import TaskQueued, WaitingTask
+from pistage.core.demand import demands_of
+from pistage.core.machine import groups
 from pistage.core.machine.outcome import ReleaseRun, Turn
 from pistage.core.machine.settling import Move, Waiting, moves, run_state
+from pistage.core.machine.waiting import expiry
 from pistage.core.model import State, check_transition
 from pistage.core.plan import Plan, Task
 from pistage.errors import Code, PistageError
@@ -21,14 +25,14 @@ from pistage.errors import Code, PistageError
 _FORGOTTEN_AT_ONCE = 16  # old requests; more than one, so that fewer and fewer are left
 
 _INSERT_RUN = """
-INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, notes, created_at, finished_at,
-                 plan, source)
-VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, '[]', ?, ?, ?, ?)
+INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, concurrency, concurrency_limit,
+                 notes, created_at, finished_at, plan, source)
+VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, '[]', ?, ?, ?, ?)
 """
 _INSERT_TASK = """
-INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, gang,
-                  cpus_milli, memory_bytes, gpus, ready_at, attempts, failures, finished_at, spec)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '{}', ?, ?)
+INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, gang, demand,
+                  queue_timeout_ms, cpus_milli, memory_bytes, gpus, ready_at, attempts, failures, finished_at, spec)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '{}', ?, ?)
 """
 _TAKE_NUMBERS = """
 INSERT INTO pipeline (project, name, last_number) VALUES (?, ?, ?)
@@ -60,11 +64,12 @@ def submit_many(turn: Turn, command: c.SubmitRuns) -> dict[str, object]:
 def _make_once(
     turn: Turn, command: c.SubmitRun | c.SubmitRuns, plans: Sequence[Plan], runs: Sequence[c.NewRun]
 ) -> tuple[list[tuple[str, int]], bool]:
-    earlier = _earlier(turn, command)
-    return (_make(turn, command, plans, runs), True) if earlier is None else (earlier, False)
+    known = earlier(turn, command)
+    return (_make(turn, command, plans, runs), True) if known is None else (known, False)
 
 
-def _earlier(turn: Turn, command: c.SubmitRun | c.SubmitRuns) -> list[tuple[str, int]] | None:
+def earlier(turn: Turn, command: c.SubmitRun | c.SubmitRuns | c.RetryRun) -> list[tuple[str, int]] | None:
+    """Id and number of each run that the same request has made; None if it came with no key, or for the first time."""
     if command.request_key is None:
         return None
     # What is kept is forgotten by the clock of the log, never by a local one (dissertation §6.3).
@@ -88,33 +93,59 @@ def _make(
     turn: Turn, command: c.SubmitRun | c.SubmitRuns, plans: Sequence[Plan], runs: Sequence[c.NewRun]
 ) -> list[tuple[str, int]]:
     drafts = [_drafted(plan, turn.at) for plan in plans]
+    groups.refuse_if_full(turn, command.project, [plans[run.plan].concurrency for run in runs])
     made = _numbered(turn, command.project, [(run.run_id, drafts[run.plan]) for run in runs])
     turn.db.executemany(_INSERT_RUN, [_run_row(command, *one) for one in made])
     turn.db.executemany(_INSERT_TASK, [(run_id, *task) for run_id, _, draft in made for task in draft.tasks])
     for run_id, number, draft in made:
+        turn.changes.extend([TaskQueued(_waiting(command, run_id, draft, task)) for task in draft.queued])
         turn.record(run_id, "run_submitted", name=draft.name, number=number, owner=command.owner)
         for kind, fields in draft.events:
             turn.record_text(run_id, kind, fields)
         if draft.state.is_terminal:
             turn.effects.append(ReleaseRun(run_id=run_id, agent_ids=()))
+    if made:
+        newest = f"{made[-1][2].name}#{made[-1][1]}"
+        groups.cancel_what_is_too_much(turn, command.project, [plan.concurrency for plan in plans], newest)
     answer = [(run_id, number) for run_id, number, _ in made]
+    remember(turn, command, answer)
+    return answer
+
+
+def remember(turn: Turn, command: c.SubmitRun | c.SubmitRuns | c.RetryRun, answer: Sequence[tuple[str, int]]) -> None:
+    """Answer a repeat of the request with the same runs; one without a key is not repeated."""
     if command.request_key is not None:
         row = (command.request_key, command.request_sha256, command.at, codec.canonical_json(answer))
         turn.db.execute(_REMEMBER_REQUEST, row)
-    return answer
+
+
+def take_numbers(turn: Turn, project: str, name: str, count: int) -> int:
+    """The last of so many numbers for runs of that name; the others stand before it."""
+    (last,) = turn.db.execute(_TAKE_NUMBERS, (project, name, count)).fetchone()
+    return int(last)
 
 
 def _numbered(turn: Turn, project: str, runs: Sequence[tuple[str, _Draft]]) -> list[tuple[str, int, _Draft]]:
     """Each run with the number it gets among those of its name."""
     next_of: dict[str, int] = {}
     for name, count in Counter(draft.name for _, draft in runs).items():
-        (last,) = turn.db.execute(_TAKE_NUMBERS, (project, name, count)).fetchone()
-        next_of[name] = last - count + 1
+        next_of[name] = take_numbers(turn, project, name, count) - count + 1
     numbered = []
     for run_id, draft in runs:
         numbered.append((run_id, next_of[draft.name], draft))
         next_of[draft.name] += 1
     return numbered
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A task that waits for a place from the start."""
+
+    position: int
+    name: str
+    demand: str
+    gang: str | None
+    timeout_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +158,7 @@ class _Draft:
     finished_at: int | None
     tasks: tuple[tuple[object, ...], ...]  # rows without the id of the run
     events: tuple[tuple[str, str], ...]  # kind and fields of what follows run_submitted
+    queued: tuple[_Queued, ...]
 
     @property
     def name(self) -> str:
@@ -136,7 +168,19 @@ class _Draft:
 def _run_row(command: c.SubmitRun | c.SubmitRuns, run_id: str, number: int, draft: _Draft) -> tuple[object, ...]:
     plan = draft.plan
     head = (run_id, command.project, plan.name, number, command.owner, draft.state, plan.priority, plan.queue)
-    return (*head, command.at, draft.finished_at, draft.head, command.source)
+    group = (groups.group_of(command.project, plan.concurrency), plan.concurrency.limit if plan.concurrency else 0)
+    return (*head, *group, command.at, draft.finished_at, draft.head, command.source)
+
+
+def _waiting(command: c.SubmitRun | c.SubmitRuns, run_id: str, draft: _Draft, task: _Queued) -> WaitingTask:
+    plan = draft.plan
+    return WaitingTask(
+        run_id=run_id, position=task.position, name=task.name, queue=plan.queue, owner=command.owner,
+        priority=plan.priority, created_at=command.at, ready_at=command.at, demand=task.demand,
+        expires_at=expiry(command.at, task.timeout_ms), gang=task.gang,
+        group=groups.group_of(command.project, plan.concurrency),
+        group_limit=plan.concurrency.limit if plan.concurrency else 0,
+    )  # fmt: skip
 
 
 def _drafted(plan: Plan, at: int) -> _Draft:
@@ -146,6 +190,7 @@ def _drafted(plan: Plan, at: int) -> _Draft:
         check_transition(f"task {move.name!r}", State.PENDING, move.to)
     state = run_state(State.QUEUED, states.values())
     events = [_event_of(move) for move in moved.values()]
+    asked = demands_of(plan)
     if state is not State.QUEUED:
         check_transition("a new run", State.QUEUED, state)
         events.append(("run_finished", {"state": state, "reason": ""}))
@@ -154,8 +199,13 @@ def _drafted(plan: Plan, at: int) -> _Draft:
         head=codec.to_json(Plan, replace(plan, tasks=())),
         state=state,
         finished_at=at if state.is_terminal else None,
-        tasks=tuple(_task_row(n, task, moved.get(task.name), at) for n, task in enumerate(plan.tasks)),
+        tasks=tuple(_task_row(n, task, moved.get(task.name), asked[n], at) for n, task in enumerate(plan.tasks)),
         events=tuple((kind, codec.canonical_json(fields)) for kind, fields in events),
+        queued=tuple(
+            _Queued(move.position, move.name, asked[move.position], task.gang, _timeout_ms(task))
+            for move in moved.values()
+            if move.to is State.QUEUED and (task := plan.tasks[move.position])
+        ),
     )
 
 
@@ -177,7 +227,11 @@ def _event_of(move: Move) -> tuple[str, dict[str, object]]:
     return "task_finished", {"task": move.name, "state": move.to, "reason": move.reason}
 
 
-def _task_row(position: int, task: Task, move: Move | None, at: int) -> tuple[object, ...]:
+def _timeout_ms(task: Task) -> int | None:
+    return None if task.queue_timeout_s is None else round(task.queue_timeout_s * 1000)
+
+
+def _task_row(position: int, task: Task, move: Move | None, demand: str, at: int) -> tuple[object, ...]:
     state = State.PENDING if move is None else move.to
     needs = codec.canonical_json(task.needs)
     is_skip_planned = int(task.skip_reason is not None)
@@ -187,4 +241,4 @@ def _task_row(position: int, task: Task, move: Move | None, at: int) -> tuple[ob
     finished_at = at if state.is_terminal else None
     reason = "" if move is None else move.reason
     head = (position, task.name, state, reason, needs, task.when, is_skip_planned, task.gang)
-    return (*head, *wanted, ready_at, finished_at, codec.to_json(Task, task))
+    return (*head, demand, _timeout_ms(task), *wanted, ready_at, finished_at, codec.to_json(Task, task))

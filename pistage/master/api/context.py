@@ -13,6 +13,7 @@ from pistage.master.api.submissions import Planner
 from pistage.master.copies import Copies
 from pistage.master.dispatch import Dispatch
 from pistage.master.logs import LogStore
+from pistage.master.losses import Losses
 from pistage.master.members import Members
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
@@ -33,6 +34,7 @@ class Context:
     snapshots: Snapshots
     sessions: Sessions
     dispatch: Dispatch
+    losses: Losses
     logs: LogStore
     copies: Copies
     planner: Planner
@@ -62,9 +64,10 @@ class Context:
         leader = self.replica.leader
         return "" if leader in (None, self.replica.node_id) else self.url_of(leader) or ""
 
-    def why_waiting(self, run_id: str, task: str) -> tuple[str, bool]:
-        """Why a queued task waits, and whether an agent here could ever take it, as far as the last decision knew."""
-        return self.dispatch.why_waiting(run_id, task)
+    def why_waiting(self, run_id: str, position: int) -> tuple[str, bool]:
+        """Why a queued task waits, in a line, and whether an agent here could ever take it, as far as is known."""
+        explanation = self.dispatch.explain((run_id, position))
+        return ("", True) if explanation is None else (explanation.brief, explanation.is_placeable)
 
     def refuse_unless_space(self) -> None:
         """PistageError `storage` while the disk has less free than `disk_free_min`: what runs needs the rest."""

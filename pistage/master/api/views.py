@@ -15,7 +15,7 @@ from pistage.core.plan import Task
 from pistage.errors import Code, PistageError
 from pistage.master.state import Snapshot
 
-WhyWaiting = Callable[[str, str], tuple[str, bool]]
+WhyWaiting = Callable[[str, int], tuple[str, bool]]
 _NUMBERED = re.compile(r"(?P<name>.+)#(?P<number>\d{1,15})")
 
 
@@ -130,7 +130,7 @@ FROM step JOIN attempt ON attempt.id = step.attempt_id WHERE attempt.run_id = ?
 def _task(row: Row, attempts: list[Row], steps: dict[str, dict[str, Row]], why_waiting: WhyWaiting) -> dict[str, Any]:
     spec: Task = codec.from_json(Task, row["spec"])
     is_queued = row["state"] == State.QUEUED
-    waiting, is_placeable = why_waiting(row["run_id"], row["name"]) if is_queued else ("", True)
+    waiting, is_placeable = why_waiting(row["run_id"], row["position"]) if is_queued else ("", True)
     return {
         "name": row["name"],
         "state": row["state"],

@@ -1,0 +1,161 @@
+"""Explanations: why a task waits, in words, for the whole and for each agent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from pistage.core import demand as demands
+from pistage.core.changes import TaskId, WaitingTask
+from pistage.core.schedule.agents import Agent
+from pistage.core.schedule.deciding import AGEING_MS
+from pistage.core.schedule.lines import Band, Line, place_of
+from pistage.core.schedule.shapes import Shape
+from pistage.core.schedule.view import Entry, View
+
+_NAMED_MAX = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacles:
+    """What keeps a task from one agent now; nothing, if only its turn does."""
+
+    agent_id: str
+    agent: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Where a task stands: at which of how many places, as far as can be foreseen, and behind whose tasks."""
+
+    place: int
+    count: int
+    behind: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why a task waits. `holds` keep it wherever it might go. `is_placeable` is false if no agent here could ever."""
+
+    holds: tuple[str, ...]
+    agents: tuple[Obstacles, ...]
+    is_placeable: bool
+    turn: Turn | None
+
+    @property
+    def brief(self) -> str:
+        """In one line."""
+        if self.holds:
+            return "; ".join(self.holds)
+        if not self.agents:
+            return "no agent has registered"
+        obstructed = [f"{one.agent}: {', '.join(one.reasons)}" for one in self.agents if one.reasons]
+        if len(obstructed) < len(self.agents):
+            return "its turn comes" if self.turn is None else _told(self.turn)
+        more = len(obstructed) - _NAMED_MAX
+        return "; ".join(obstructed[:_NAMED_MAX]) + (f"; and {more} more agents" if more > 0 else "")
+
+
+def _told(turn: Turn) -> str:
+    behind = f", behind tasks of {turn.behind}" if turn.behind is not None else ""
+    return f"place {turn.place} of {turn.count} in the queue{behind}"
+
+
+class Explainer:
+    """Explanations from one view at one time. What many tasks have in common is looked at once."""
+
+    def __init__(self, view: View, now: int) -> None:
+        self._view = view
+        self._now = now
+        self._obstacles: dict[tuple[int, TaskId | None], tuple[tuple[Obstacles, ...], bool]] = {}
+
+    def explain(self, task: TaskId) -> Explanation | None:
+        """Why it waits; None if it does not, or has just got its place."""
+        entry = self._view.entry(task)
+        if entry is None:
+            return None
+        shape = self._view.shape_of(entry.task)
+        is_kept_for = task in self._view.fleet.kept
+        key = (id(shape), task if is_kept_for else None)
+        if key not in self._obstacles:
+            self._obstacles[key] = self._against(shape, task if is_kept_for else None)
+        agents, is_placeable = self._obstacles[key]
+        return Explanation(
+            holds=tuple(self._holds(entry)), agents=agents, is_placeable=is_placeable, turn=self._turn(entry)
+        )  # fmt: skip
+
+    def _against(self, shape: Shape, task: TaskId | None) -> tuple[tuple[Obstacles, ...], bool]:
+        found, is_placeable = [], False
+        for agent in sorted(self._view.fleet.agents.values(), key=lambda agent: (agent.info.name, agent.info.id)):
+            reasons = tuple(self._reasons(shape, agent, task))
+            found.append(Obstacles(agent_id=agent.info.id, agent=agent.info.name, reasons=reasons))
+            is_placeable |= agent.is_up and agent.info.id in shape.eligible
+        return tuple(found), is_placeable
+
+    @staticmethod
+    def _reasons(shape: Shape, agent: Agent, task: TaskId | None) -> list[str]:
+        misfits = list(demands.misfits(shape.demand, agent.info))
+        if misfits:
+            return misfits
+        if shape.pin is not None and shape.pin != agent.info.id:
+            return ["another agent has this run's networks and volumes"]
+        return list(agent.obstacles(shape.demand.resources, task))
+
+    def _holds(self, entry: Entry) -> list[str]:
+        task, line = entry.task, entry.line
+        if line is None:
+            return [f"it waits {max(0.0, (task.ready_at - self._now) / 1000):.1f} s before its next try"]
+        if self._view.gates.is_open(line.band, line.gate):
+            return []
+        return list(self._closed(task, line))
+
+    def _closed(self, task: WaitingTask, line: Line) -> list[str]:
+        gates, queue = self._view.gates, line.band.queue
+        holds = []
+        if task.group is not None and len(runs := gates.groups.get(task.group, set())) >= task.group_limit:
+            group = task.group.partition("/")[2]
+            holds.append(f"concurrency group {group}: {len(runs)} of {task.group_limit} running ({_named(runs)})")
+        if queue.limit is not None and len(runs := gates.queues.get(queue.name, set())) >= queue.limit:
+            holds.append(f"queue {queue.name}: {len(runs)} of {queue.limit} runs running ({_named(runs)})")
+        return holds
+
+    def _turn(self, entry: Entry) -> Turn | None:
+        line = entry.line
+        if line is None:
+            return None
+        own, ahead = line.band, Counter[str]()
+        level, share = self._standing[id(own)]
+        place = place_of(entry.task)
+        before = sum(other.count_before(place) for other in own.lines.values())
+        for band in self._view.bands.values():
+            if band is own or not band.lines:
+                continue
+            other_level, other_share = self._standing[id(band)]
+            length = sum(len(waiting) for waiting in band.lines.values())
+            if other_level > level:
+                ahead[band.owner] += length
+            elif other_level == level:  # they take turns
+                ahead[band.owner] += min(length, before + (other_share < share))
+        total = sum(len(waiting) for band in self._view.bands.values() for waiting in band.lines.values())
+        most = ahead.most_common(1)
+        behind = most[0][0] if most and most[0][1] > before else (own.owner if before else None)
+        return Turn(place=before + ahead.total() + 1, count=total, behind=behind)
+
+    @cached_property
+    def _standing(self) -> dict[int, tuple[int, float]]:
+        """The level of each band, and the share of its owner."""
+        return {
+            id(band): (self._level(band), self._view.fleet.share_of(band.owner)) for band in self._view.bands.values()
+        }  # fmt: skip
+
+    def _level(self, band: Band) -> int:
+        firsts = (self._view.entry(line.first[1:]) for line in band.lines.values())
+        since = min((entry.task.ready_at for entry in firsts if entry is not None), default=self._now)
+        return band.level(since, self._now, AGEING_MS)
+
+
+def _named(runs: set[str]) -> str:
+    some = sorted(runs)[:_NAMED_MAX]
+    return ", ".join(some) + (", …" if len(runs) > len(some) else "")

@@ -1,0 +1,378 @@
+"""The view: what waits and what there is to place it on, kept as the state changes so that no decision reads it anew.
+
+It follows the state by changes (`take`), and knows two things that no state does: which agents are present, and what
+was decided and is not committed yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from typing import assert_never
+
+from pistage.core import changes as ch
+from pistage.core import demand as demands
+from pistage.core.changes import QueueSettings, TaskId, WaitingTask
+from pistage.core.schedule.agents import Agent, Held, held_by
+from pistage.core.schedule.fleet import Fleet
+from pistage.core.schedule.lines import Band, Gate, Gates, Line, place_of
+from pistage.core.schedule.shapes import Shape
+
+_IDLE_SHAPES_MAX = 1_000  # kept, because the next task is often like one before
+_IDLE_BANDS_MAX = 1_000
+_OPEN = Gate()
+_BEGUN = Gate(is_begun=True)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A task that waits, and the line it stands in; None while it waits for its time."""
+
+    task: WaitingTask
+    line: Line | None = None
+
+
+@dataclass(slots=True)
+class Tentative:
+    """A placement that was decided and is not committed; `task` is None once nothing waits for it any more."""
+
+    task: WaitingTask | None
+    held: Held
+    gang: tuple[str, str] | None
+
+
+@dataclass(slots=True)
+class Gang:
+    """Where the networks and volumes of a gang stand; not `is_certain` while only a decision says so."""
+
+    agent_id: str
+    is_certain: bool
+
+
+class View:
+    """What `decide` decides from. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.fleet = Fleet()
+        self.queues: dict[str, QueueSettings] = {}
+        self.bands: dict[tuple[str, int, str], Band] = {}
+        self.gates = Gates()
+        self.due: dict[Line, None] = {}  # lines whose first task may find a place
+        self.keeping_due = 0  # when to look again for tasks that have waited for too long
+        self._waiting: dict[str, dict[int, Entry]] = {}
+        self._count = 0
+        self._shapes: dict[tuple[str, str | None], Shape] = {}
+        self._lines_of_group: dict[str, dict[Line, None]] = {}
+        self._gangs: dict[str, dict[str, Gang]] = {}  # by run
+        self._attempts: dict[str, Held] = {}
+        self._tentative: dict[TaskId, Tentative] = {}
+        self._begun: set[str] = set()  # runs that hold their places for certain
+        self._later: list[tuple[int, str, int]] = []
+        self._expiring: list[tuple[int, str, int]] = []
+        self._now = 0
+
+    def __len__(self) -> int:
+        """How many tasks wait."""
+        return self._count
+
+    @property
+    def in_flight(self) -> int:
+        """How many placements are decided and not committed."""
+        return len(self._tentative)
+
+    def entry(self, task: TaskId) -> Entry | None:
+        """A task that waits."""
+        return self._waiting.get(task[0], {}).get(task[1])
+
+    def shapes(self) -> Iterator[Shape]:
+        """Every shape, also those of which no task waits now."""
+        return iter(self._shapes.values())
+
+    def gang_agent(self, task: WaitingTask) -> str | None:
+        """The agent that the task's gang is bound to."""
+        bound = None if task.gang is None else self._gangs.get(task.run_id, {}).get(task.gang)
+        return None if bound is None else bound.agent_id
+
+    def shape_of(self, task: WaitingTask) -> Shape:
+        """What the task asks, and who could take it."""
+        key = (task.demand, self.gang_agent(task))
+        shape = self._shapes.get(key)
+        if shape is None:
+            self._forget_idle_shapes()
+            shape = self._shapes[key] = Shape(demands.read(task.demand), key[1])
+            for agent in self.fleet.agents.values():
+                shape.consider(agent)
+        return shape
+
+    # --- what happens ---------------------------------------------------------------------------------------------
+
+    def take(self, change: ch.Change, now: int) -> None:
+        """Follow one change of the state; in the order of the log, each once."""
+        self._now = max(self._now, now)
+        match change:
+            case ch.TaskQueued(task=task):
+                self._queue(task)
+            case ch.TaskUnqueued(run_id=run_id, position=position):
+                self._unqueue((run_id, position))
+            case ch.RunReprioritised(run_id=run_id, priority=priority):
+                self._reprioritise(run_id, priority)
+            case ch.AttemptBegun():
+                self._begin(change)
+            case ch.AttemptEnded(attempt_id=attempt_id):
+                if held := self._attempts.pop(attempt_id, None):
+                    self.fleet.free(held)
+            case ch.RunBegun(run_id=run_id, queue=queue, group=group):
+                self._begun.add(run_id)
+                self._hold_place(run_id, queue, group)
+            case ch.RunEnded(run_id=run_id):
+                self._end_run(run_id)
+            case ch.AgentChanged():
+                self._change_agent(change)
+            case ch.AgentRemoved(agent_id=agent_id):
+                self._remove_agent(agent_id)
+            case ch.QueueChanged(queue=settings):
+                self._change_queue(settings)
+            case _:
+                assert_never(change)
+
+    def advance(self, now: int) -> list[TaskId]:
+        """Let time pass: who has waited for his time stands in line. Returns who has waited for too long."""
+        self._now = max(self._now, now)
+        while self._later and self._later[0][0] <= now:
+            _, run_id, position = heappop(self._later)
+            entry = self.entry((run_id, position))
+            if entry is not None and entry.line is None and entry.task.ready_at <= now:
+                self._stand_in_line(entry)
+        expired = []
+        while self._expiring and self._expiring[0][0] <= now:
+            at, run_id, position = heappop(self._expiring)
+            entry = self.entry((run_id, position))
+            if entry is not None and entry.task.expires_at == at:
+                expired.append((run_id, position))
+        grown = self.fleet.grown()
+        for shape in self._shapes.values():
+            if shape.is_blocked and any(shape.fits(agent) for agent in grown):
+                self.unblock(shape)
+        return expired
+
+    @property
+    def next_at(self) -> int | None:
+        """When time alone will change something."""
+        return min((heap[0][0] for heap in (self._later, self._expiring) if heap), default=None)
+
+    def place(self, entry: Entry, agent: Agent, now: int) -> None:
+        """Decide on a place: what it takes there is taken from now on."""
+        task = entry.task
+        held = held_by(self.shape_of(task).demand, agent.info.id, task.owner, task.id)
+        gang = None if task.gang is None else (task.run_id, task.gang)
+        self._band(task).served_at = now
+        self._remove(task.id)
+        self._tentative[task.id] = Tentative(task, held, gang)
+        self.fleet.reserve(held)
+        self._hold_place(task.run_id, task.queue, task.group)
+        if gang is not None and self.gang_agent(task) is None:
+            self._bind(gang, Gang(agent.info.id, is_certain=False))
+
+    def give_back(self, task: TaskId) -> None:
+        """A placement was refused: who waits goes on waiting."""
+        tentative = self._tentative.pop(task, None)
+        if tentative is None:
+            return
+        self.fleet.free(tentative.held)
+        if task[0] not in self._begun and not any(other[0] == task[0] for other in self._tentative):
+            self._release_place(task[0])
+        gang = tentative.gang
+        if (
+            gang is not None
+            and (bound := self._gangs.get(gang[0], {}).get(gang[1])) is not None
+            and not bound.is_certain
+            and not any(other.gang == gang for other in self._tentative.values())
+        ):
+            self._bind(gang, None)
+        if tentative.task is not None:
+            self._queue(tentative.task)
+
+    def expire_again(self, task: TaskId) -> None:
+        """That it has waited for too long could not be written down: say so again a second later."""
+        entry = self.entry(task)
+        if entry is not None and entry.task.expires_at is not None:
+            self._queue(replace(entry.task, expires_at=self._now + 1000))
+
+    def unblock(self, shape: Shape) -> None:
+        """Have the next decision try its tasks."""
+        shape.is_blocked = False
+        self.due.update(dict.fromkeys(line for line in shape.lines if self.gates.is_open(line.band, line.gate)))
+
+    # --- tasks ----------------------------------------------------------------------------------------------------
+
+    def _queue(self, task: WaitingTask) -> None:
+        if (tentative := self._tentative.get(task.id)) is not None:
+            tentative.task = task
+            return
+        self._remove(task.id)
+        entry = Entry(task)
+        self._waiting.setdefault(task.run_id, {})[task.position] = entry
+        self._count += 1
+        if task.expires_at is not None:
+            heappush(self._expiring, (task.expires_at, *task.id))
+        if task.ready_at > self._now:
+            heappush(self._later, (task.ready_at, *task.id))
+        else:
+            self._stand_in_line(entry)
+
+    def _unqueue(self, task: TaskId) -> None:
+        if (tentative := self._tentative.get(task)) is not None:
+            tentative.task = None
+        self._remove(task)
+
+    def _remove(self, task: TaskId) -> None:
+        tasks = self._waiting.get(task[0], {})
+        entry = tasks.pop(task[1], None)
+        if entry is None:
+            return
+        if not tasks:
+            del self._waiting[task[0]]
+        self._count -= 1
+        self._leave_line(entry)
+        self.fleet.unkeep(task)
+
+    def _reprioritise(self, run_id: str, priority: int) -> None:
+        for entry in list(self._waiting.get(run_id, {}).values()):
+            self._queue(replace(entry.task, priority=priority))
+        for task, tentative in self._tentative.items():
+            if task[0] == run_id and tentative.task is not None:
+                tentative.task = replace(tentative.task, priority=priority)
+
+    def _stand_in_line(self, entry: Entry) -> None:
+        task = entry.task
+        band, shape, gate = self._band(task), self.shape_of(task), self._gate(task)
+        line = band.lines.get((gate, shape))
+        if line is None:
+            line = band.lines[gate, shape] = Line(band, shape, gate)
+            shape.lines[line] = None
+            if gate.group is not None:
+                self._lines_of_group.setdefault(gate.group, {})[line] = None
+        line.add(place_of(task))
+        entry.line = line
+        if not shape.is_blocked and self.gates.is_open(band, gate):
+            self.due[line] = None
+
+    def _leave_line(self, entry: Entry) -> None:
+        line, entry.line = entry.line, None
+        if line is None:
+            return
+        line.remove(place_of(entry.task))
+        if not line:
+            self.due.pop(line, None)
+            del line.band.lines[line.gate, line.shape]
+            del line.shape.lines[line]
+            if line.gate.group is not None:
+                del self._lines_of_group[line.gate.group][line]
+                if not self._lines_of_group[line.gate.group]:
+                    del self._lines_of_group[line.gate.group]
+
+    def _stand_again(self, entries: Iterable[Entry]) -> None:
+        """What says in which line they belong has changed."""
+        for entry in [entry for entry in entries if entry.line is not None]:
+            self._leave_line(entry)
+            self._stand_in_line(entry)
+
+    def _band(self, task: WaitingTask) -> Band:
+        key = (task.queue, task.priority, task.owner)
+        band = self.bands.get(key)
+        if band is None:
+            if len(self.bands) >= _IDLE_BANDS_MAX:
+                for idle in [key for key, band in self.bands.items() if not band.lines]:
+                    del self.bands[idle]
+            queue = self.queues.get(task.queue) or QueueSettings(name=task.queue)
+            band = self.bands[key] = Band(queue, task.owner, task.priority)
+        return band
+
+    def _gate(self, task: WaitingTask) -> Gate:
+        queue = self.queues.get(task.queue)
+        if task.group is None and (queue is None or queue.limit is None):
+            return _OPEN
+        if task.run_id in self.gates.begun:
+            return _BEGUN
+        return Gate(task.group, task.group_limit)
+
+    def _forget_idle_shapes(self) -> None:
+        if len(self._shapes) >= _IDLE_SHAPES_MAX:
+            for key in [key for key, shape in self._shapes.items() if not shape.lines]:
+                del self._shapes[key]
+
+    # --- runs -----------------------------------------------------------------------------------------------------
+
+    def _hold_place(self, run_id: str, queue: str, group: str | None) -> None:
+        if run_id not in self.gates.begun:
+            self.gates.hold(run_id, queue, group)
+            self._stand_again(self._waiting.get(run_id, {}).values())
+
+    def _release_place(self, run_id: str) -> None:
+        held = self.gates.release(run_id)
+        if held is None:
+            return
+        self._stand_again(self._waiting.get(run_id, {}).values())
+        queue, group = held
+        waiting = list(self._lines_of_group.get(group, {})) if group is not None else []
+        if (settings := self.queues.get(queue)) is not None and settings.limit is not None:
+            waiting += [line for band in self.bands.values() if band.queue is settings for line in band.lines.values()]
+        for line in waiting:
+            if not line.shape.is_blocked and self.gates.is_open(line.band, line.gate):
+                self.due[line] = None
+
+    def _end_run(self, run_id: str) -> None:
+        self._begun.discard(run_id)
+        self._release_place(run_id)
+        self._gangs.pop(run_id, None)
+
+    def _begin(self, change: ch.AttemptBegun) -> None:
+        task = (change.run_id, change.position)
+        if (tentative := self._tentative.pop(task, None)) is not None:
+            self.fleet.free(tentative.held)
+        self._remove(task)
+        held = self._attempts[change.attempt_id] = Held(
+            agent_id=change.agent_id, owner=change.owner, task=task,
+            cpus_milli=change.cpus_milli, memory_bytes=change.memory_bytes, gpus=change.gpus,
+        )  # fmt: skip
+        self.fleet.reserve(held)
+        if change.gang is not None:
+            self._bind((change.run_id, change.gang), Gang(change.agent_id, is_certain=True))
+
+    def _bind(self, gang: tuple[str, str], bound: Gang | None) -> None:
+        of_run = self._gangs.setdefault(gang[0], {})
+        before = of_run.pop(gang[1], None)
+        if bound is not None:
+            of_run[gang[1]] = bound
+        if (before and before.agent_id) != (bound and bound.agent_id):
+            members = self._waiting.get(gang[0], {}).values()
+            self._stand_again(entry for entry in list(members) if entry.task.gang == gang[1])
+
+    def _change_queue(self, settings: QueueSettings) -> None:
+        self.queues[settings.name] = settings
+        for band in self.bands.values():
+            if band.queue.name == settings.name:
+                band.queue = settings
+        waiting = (entry for tasks in self._waiting.values() for entry in tasks.values())
+        self._stand_again([entry for entry in waiting if entry.task.queue == settings.name])
+
+    # --- agents ---------------------------------------------------------------------------------------------------
+
+    def _change_agent(self, change: ch.AgentChanged) -> None:
+        other = self.fleet.change(change)
+        if other is not None:
+            for shape in self._shapes.values():
+                shape.consider(other)
+        if not change.is_up:
+            lost = change.info.id
+            gangs = [
+                (run, gang) for run, bound in self._gangs.items() for gang in bound if bound[gang].agent_id == lost
+            ]
+            for key in gangs:
+                self._bind(key, None)
+
+    def _remove_agent(self, agent_id: str) -> None:
+        self.fleet.remove(agent_id)
+        for shape in self._shapes.values():
+            shape.eligible.discard(agent_id)

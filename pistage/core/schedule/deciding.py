@@ -2,8 +2,8 @@
 
 Order. Bands take turns: first the most urgent (`Band.level`: priority of queue and run, and a point for each minute in
 which a band got nothing, so that none starves); among equals the owner who has reserved the smallest share of what
-there is; then the band whose first task is oldest. Within a band the oldest run is served first. A task that finds no
-agent with room is passed over, so that small ones fill what large ones leave; one that has been passed over for
+there is; then the band that was not served for longest. Within a band the oldest run is served first. A task that finds
+no agent with room is passed over, so that small ones fill what large ones leave; one that has been passed over for
 `KEEP_AFTER_MS` gets an agent kept free for it, until it fits.
 """
 
@@ -18,7 +18,6 @@ from pistage.core.schedule.agents import Agent
 from pistage.core.schedule.lines import Band, Line, Place
 from pistage.core.schedule.view import Entry, View
 
-AGEING_MS: Final = 60_000  # a wait of this long is worth one point of priority
 KEEP_AFTER_MS: Final = 5 * 60_000
 _KEEP_LOOK_EVERY_MS = 5_000
 PLACED_AT_ONCE_MAX: Final = 256  # they become one entry of the log
@@ -63,14 +62,16 @@ def decide(view: View, now: int, *, most: int = PLACED_AT_ONCE_MAX) -> Decision:
     while len(placements) < most and (line := turns.next()) is not None:
         entry = view.entry(line.first[1:])
         assert entry is not None, "who stands in a line waits"
-        agent = line.shape.best(view.fleet.agents, view.fleet.moves, line.band.queue.placing, entry.task.tried_on)
+        agent = line.shape.best(view.fleet, line.band.queue.placing, entry.task.tried_on)
         if agent is None:
             line.shape.is_blocked = True
-            continue
-        placements.append(_placed(view, entry, agent, now))
-        turns.served(line)
+        else:
+            placements.append(_placed(view, entry, agent, now))
+    is_more = turns.next() is not None
+    if not is_more:
+        view.due.clear()
     return Decision(
-        placements=tuple(placements), expired=tuple(expired), wake_at=view.next_at, is_more=bool(view.due)
+        placements=tuple(placements), expired=tuple(expired), wake_at=view.next_at, is_more=is_more
     )  # fmt: skip
 
 
@@ -83,77 +84,73 @@ def _placed(view: View, entry: Entry, agent: Agent, now: int) -> Placement:
 
 
 class _Turns:
-    """Whose turn it is: the bands that have something due, and in each its lines."""
+    """Whose turn it is. The lines of a band are looked at when its turn comes, which for most it does not."""
 
     def __init__(self, view: View, now: int) -> None:
         self._view = view
         self._now = now
         self._lines: dict[int, list[tuple[Place, int, Line]]] = {}  # by the identity of the band
-        self._bands: list[tuple[int, float, Place, int, Band]] = []
         self._count = 0
-        for line in view.due:
-            band = id(line.band)
-            self._lines.setdefault(band, []).append((line.first, self._next(), line))
-        for lines in self._lines.values():
-            heapify(lines)
-            self._bands.append(self._turn_of(lines[0][2].band, lines[0][0]))
+        view.joined.clear()
+        bands = (band for band in view.bands.values() if band.lines) if view.due else ()
+        self._bands = [(*self._turn_of(band), self._next_number(), band) for band in bands]
         heapify(self._bands)
-        self._known = dict.fromkeys(view.due)
 
     def next(self) -> Line | None:
-        """The line whose first task is to be placed now; None if none is due."""
+        """The line whose first task is to be placed now; None if there is none."""
         self._join_new_ones()
         while self._bands:
-            *_, band = self._bands[0]
-            lines = self._lines[id(band)]
-            self._drop_what_is_not_due(lines)
-            if not lines:
-                heappop(self._bands)
+            *said, _, band = self._bands[0]
+            turn = self._turn_of(band)
+            if turn > tuple(said):  # others come before it by now
+                heapreplace(self._bands, (*turn, self._next_number(), band))
                 continue
-            turn = self._turn_of(band, lines[0][0])
-            if turn[:3] > self._bands[0][:3]:  # others are served before it by now
-                heapreplace(self._bands, turn)
-                continue
-            return lines[0][2]
+            line = self._first_of(band)
+            if line is not None:
+                return line
+            heappop(self._bands)
         return None
 
-    def served(self, line: Line) -> None:
-        """Its first task has a place; what comes next in it stands in another place of the order."""
-        if line in self._view.due:
-            heapreplace(self._lines[id(line.band)], (line.first, self._next(), line))
+    def _turn_of(self, band: Band) -> tuple[int, float, int]:
+        return -band.level(self._now), self._view.fleet.share_of(band.owner), band.served_at
 
-    def _drop_what_is_not_due(self, lines: list[tuple[Place, int, Line]]) -> None:
-        """Until the first of the band's lines is one whose first task may find a place."""
-        due = self._view.due
+    def _first_of(self, band: Band) -> Line | None:
+        """The line of the band with the oldest task that may find a place."""
+        lines = self._lines.get(id(band))
+        if lines is None:
+            lines = self._lines[id(band)] = self._due_in(band)
         while lines:
             place, _, line = lines[0]
-            if line not in due:
+            if not line or line.shape.is_blocked or not self._view.gates.is_open(band, line.gate):
                 heappop(lines)
-            elif line.shape.is_blocked or not self._view.gates.is_open(line.band, line.gate):
-                heappop(lines)
-                del due[line]
-            elif line.first != place:  # who stood there stands in another line by now
-                heapreplace(lines, (line.first, self._next(), line))
+            elif line.first != place:  # who stood there has a place, or stands in another line by now
+                heapreplace(lines, (line.first, self._next_number(), line))
             else:
-                return
+                return line
+        return None
 
-    def _turn_of(self, band: Band, first: Place) -> tuple[int, float, Place, int, Band]:
-        entry = self._view.entry(first[1:])
-        since = self._now if entry is None else entry.task.ready_at
-        level = band.level(since, self._now, AGEING_MS)
-        return -level, self._view.fleet.share_of(band.owner), first, self._next(), band
+    def _due_in(self, band: Band) -> list[tuple[Place, int, Line]]:
+        due = self._view.due
+        shapes = due if len(due) < len(band.lines) else band.lines
+        found = [
+            (line.first, self._next_number(), line)
+            for shape in shapes
+            if shape in due and not shape.is_blocked
+            for line in band.lines.get(shape, {}).values()
+        ]
+        heapify(found)
+        return found
 
     def _join_new_ones(self) -> None:
-        """Lines that became due by a decision: the rest of a run that has begun, of a gang that has an agent."""
-        if len(self._view.due) <= len(self._known) and self._view.due.keys() <= self._known.keys():
-            return
-        for line in self._view.due.keys() - self._known.keys():
-            self._known[line] = None
-            lines = self._lines.setdefault(id(line.band), [])
-            heappush(lines, (line.first, self._next(), line))
-            heappush(self._bands, self._turn_of(line.band, lines[0][0]))
+        """Lines that came to be by a decision: the rest of a run that has begun, of a gang that has an agent."""
+        for line in self._view.joined:
+            lines = self._lines.get(id(line.band))
+            if lines is not None and line:
+                heappush(lines, (line.first, self._next_number(), line))
+            heappush(self._bands, (*self._turn_of(line.band), self._next_number(), line.band))
+        self._view.joined.clear()
 
-    def _next(self) -> int:
+    def _next_number(self) -> int:
         self._count += 1
         return self._count
 

@@ -9,8 +9,7 @@ from functools import cached_property
 from pistage.core import demand as demands
 from pistage.core.changes import TaskId, WaitingTask
 from pistage.core.schedule.agents import Agent
-from pistage.core.schedule.deciding import AGEING_MS
-from pistage.core.schedule.lines import Band, Line, place_of
+from pistage.core.schedule.lines import Line, place_of
 from pistage.core.schedule.shapes import Shape
 from pistage.core.schedule.view import Entry, View
 
@@ -126,34 +125,31 @@ class Explainer:
         if line is None:
             return None
         own, ahead = line.band, Counter[str]()
-        level, share = self._standing[id(own)]
+        level, share, _ = self._standing[id(own)]
         place = place_of(entry.task)
-        before = sum(other.count_before(place) for other in own.lines.values())
+        before = sum(other.count_before(place) for other in own.all_lines())
         for band in self._view.bands.values():
-            if band is own or not band.lines:
+            other_level, other_share, length = self._standing[id(band)]
+            if band is own:
                 continue
-            other_level, other_share = self._standing[id(band)]
-            length = sum(len(waiting) for waiting in band.lines.values())
             if other_level > level:
                 ahead[band.owner] += length
             elif other_level == level:  # they take turns
                 ahead[band.owner] += min(length, before + (other_share < share))
-        total = sum(len(waiting) for band in self._view.bands.values() for waiting in band.lines.values())
+        total = sum(length for _, _, length in self._standing.values())
         most = ahead.most_common(1)
         behind = most[0][0] if most and most[0][1] > before else (own.owner if before else None)
         return Turn(place=before + ahead.total() + 1, count=total, behind=behind)
 
     @cached_property
-    def _standing(self) -> dict[int, tuple[int, float]]:
-        """The level of each band, and the share of its owner."""
+    def _standing(self) -> dict[int, tuple[int, float, int]]:
+        """The level of each band, the share of its owner, and how many tasks wait in it."""
         return {
-            id(band): (self._level(band), self._view.fleet.share_of(band.owner)) for band in self._view.bands.values()
+            id(band): (
+                band.level(self._now), self._view.fleet.share_of(band.owner), sum(map(len, band.all_lines()))
+            )
+            for band in self._view.bands.values()
         }  # fmt: skip
-
-    def _level(self, band: Band) -> int:
-        firsts = (self._view.entry(line.first[1:]) for line in band.lines.values())
-        since = min((entry.task.ready_at for entry in firsts if entry is not None), default=self._now)
-        return band.level(since, self._now, AGEING_MS)
 
 
 def _named(runs: set[str]) -> str:

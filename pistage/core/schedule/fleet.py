@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pistage.core.changes import AgentChanged, TaskId
+from pistage.core.changes import AgentChanged, Placing, TaskId
 from pistage.core.schedule.agents import Agent, Amounts, Held
 from pistage.core.schedule.shapes import Moves
 
@@ -12,11 +12,16 @@ class Fleet:
 
     def __init__(self) -> None:
         self.agents: dict[str, Agent] = {}
-        self.moves = Moves()
+        self._growths = Moves()
+        self._moves = Moves()
         self.kept: dict[TaskId, str] = {}  # a task that has waited for long, and the agent that is kept free for it
         self._owners: dict[str, Amounts] = {}
         self._whole = Amounts()
         self._grown: dict[str, None] = {}
+
+    def moves_for(self, placing: Placing) -> Moves:
+        """What may have made an agent a better place: more room, and for who packs also less."""
+        return self._growths if placing == "spread" else self._moves
 
     def share_of(self, owner: str) -> float:
         """How much of what there is the owner's tasks have reserved, from 0 to 1."""
@@ -55,7 +60,7 @@ class Fleet:
         """Take room; the agent may be gone."""
         if (agent := self.agents.get(held.agent_id)) is not None:
             agent.used.add(held)
-            self.moves.add(held.agent_id)
+            self._moves.add(held.agent_id)
         self._owners.setdefault(held.owner, Amounts()).add(held)
 
     def free(self, held: Held) -> None:
@@ -87,7 +92,8 @@ class Fleet:
         return found
 
     def _note_growth(self, agent_id: str) -> None:
-        self.moves.add(agent_id)
+        self._growths.add(agent_id)
+        self._moves.add(agent_id)
         self._grown[agent_id] = None
 
     def _count(self, agent: Agent, sign: int) -> None:

@@ -8,8 +8,9 @@ task.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pistage.core.changes import QueueSettings, WaitingTask
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 #: A task's place in its line: its run's age, then its place in the run.
 Place = tuple[int, str, int]
+AGEING_MS: Final = 60_000  # a wait of this long is worth one point of priority
 _GAP_MAX = 512
 
 
@@ -78,13 +80,17 @@ class Band:
     queue: QueueSettings
     owner: str
     priority: int
-    lines: dict[tuple[Gate, Shape], Line] = field(default_factory=dict)
-    served_at: int = 0  # when a task of it was last placed
+    lines: dict[Shape, dict[Gate, Line]] = field(default_factory=dict)
+    served_at: int = 0  # when a task of it was last placed, or the first one came
 
-    def level(self, since: int, now: int, ageing_ms: int) -> int:
-        """How urgent it is: its priority, and a point for each `ageing_ms` in which nothing of it was placed."""
-        waited = now - max(since, self.served_at)
-        return self.queue.priority + self.priority + max(0, waited) // ageing_ms
+    def level(self, now: int) -> int:
+        """How urgent it is: its priority, and a point for each `AGEING_MS` in which nothing of it was placed."""
+        return self.queue.priority + self.priority + max(0, now - self.served_at) // AGEING_MS
+
+    def all_lines(self) -> Iterator[Line]:
+        """In no order."""
+        for of_shape in self.lines.values():
+            yield from of_shape.values()
 
 
 @dataclass(slots=True)

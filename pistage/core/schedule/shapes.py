@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import TYPE_CHECKING
 
 from pistage.core import demand as demands
 from pistage.core.changes import Placing
@@ -12,31 +13,45 @@ from pistage.core.demand import Demand
 from pistage.core.schedule.agents import Agent, Score
 from pistage.core.schedule.lines import Line
 
-_MOVES_MAX = 8_192
+if TYPE_CHECKING:
+    from pistage.core.schedule.fleet import Fleet
+
+_MOVES_KEPT = 4_096
 
 
 class Moves:
-    """Which agents have more or less room than before, in order; whoever read it once reads what came since."""
+    """Agents whose place in a ranking may have become better, in order; who was away for too long begins anew."""
 
     def __init__(self) -> None:
-        self.agents: list[str] = []
-        self.age = 0  # how often it was begun anew
+        self._agents: list[str] = []
+        self._begin = 0  # how many came before those
+
+    @property
+    def end(self) -> int:
+        """How many there have been."""
+        return self._begin + len(self._agents)
 
     def add(self, agent_id: str) -> None:
-        self.agents.append(agent_id)
-        if len(self.agents) > _MOVES_MAX:
-            self.agents.clear()
-            self.age += 1
+        self._agents.append(agent_id)
+        if len(self._agents) >= 2 * _MOVES_KEPT:
+            del self._agents[:_MOVES_KEPT]
+            self._begin += _MOVES_KEPT
+
+    def since(self, end: int) -> list[str] | None:
+        """Those after the first `end`, each once; None if they are not known any more."""
+        return None if end < self._begin else list(dict.fromkeys(self._agents[end - self._begin :]))
 
 
 @dataclass(slots=True)
 class _Ranking:
-    """The agents that have room for a shape now, the best first. An entry that is out of date is dropped when met."""
+    """The agents that have room for a shape now, the best first.
+
+    An entry may promise more than its agent holds by now, which is seen when it comes to the front; never less.
+    """
 
     heap: list[tuple[Score, int, str]] = field(default_factory=list)
-    latest: dict[str, int] = field(default_factory=dict)
-    read: int = 0  # of the moves
-    age: int = -1
+    latest: dict[str, int] = field(default_factory=dict)  # by agent, the number of the entry that counts
+    read: int = -1  # of the moves
 
 
 @dataclass(slots=True, eq=False)
@@ -70,41 +85,42 @@ class Shape:
             and agent.has_room(self.demand.resources)
         )
 
-    def best(
-        self, agents: Mapping[str, Agent], moves: Moves, placing: Placing, avoided: Collection[str]
-    ) -> Agent | None:
+    def best(self, fleet: Fleet, placing: Placing, avoided: Collection[str]) -> Agent | None:
         """The best agent that has room now; one of the `avoided` only where there is no other."""
-        ranking = self._ranking(agents, moves, placing)
+        ranking = self._ranking(fleet, placing)
+        heap, want = ranking.heap, self.demand.resources
         passed: list[tuple[Score, int, str]] = []
         found: Agent | None = None
-        while ranking.heap and found is None:
-            entry = ranking.heap[0]
-            agent = agents.get(entry[2])
-            if ranking.latest.get(entry[2]) != entry[1] or agent is None or not self.fits(agent):
-                heappop(ranking.heap)
-            elif entry[2] in avoided:
-                passed.append(heappop(ranking.heap))
+        while heap and found is None:
+            score, number, agent_id = heap[0]
+            agent = fleet.agents.get(agent_id)
+            if ranking.latest.get(agent_id) != number or agent is None or not self.fits(agent):
+                heappop(heap)
+            elif (now := agent.score(want, placing)) != score:
+                heapreplace(heap, (now, number, agent_id))
+            elif agent_id in avoided:
+                passed.append(heappop(heap))
             else:
                 found = agent
         for entry in passed:
-            heappush(ranking.heap, entry)
-        return agents[passed[0][2]] if found is None and passed else found
+            heappush(heap, entry)
+        return fleet.agents[passed[0][2]] if found is None and passed else found
 
-    def _ranking(self, agents: Mapping[str, Agent], moves: Moves, placing: Placing) -> _Ranking:
+    def _ranking(self, fleet: Fleet, placing: Placing) -> _Ranking:
         ranking = self._rankings.setdefault(placing, _Ranking())
-        want = self.demand.resources
-        if ranking.age != moves.age:
-            fitting = (agents[agent_id] for agent_id in self.eligible)
+        want, moves = self.demand.resources, fleet.moves_for(placing)
+        moved = moves.since(ranking.read)
+        if moved is None:
+            fitting = (fleet.agents[agent_id] for agent_id in self.eligible)
             ranking.heap = [(one.score(want, placing), 0, one.info.id) for one in fitting if self.fits(one)]
             heapify(ranking.heap)
-            ranking.latest = {agent_id: 0 for _, _, agent_id in ranking.heap}
-            ranking.age = moves.age
+            ranking.latest = dict.fromkeys((agent_id for _, _, agent_id in ranking.heap), 0)
         else:
-            for agent_id in dict.fromkeys(moves.agents[ranking.read :]):
-                agent = agents.get(agent_id)
+            for agent_id in moved:
+                agent = fleet.agents.get(agent_id)
                 if agent is not None and self.fits(agent):
                     number = ranking.latest.get(agent_id, 0) + 1
                     ranking.latest[agent_id] = number
                     heappush(ranking.heap, (agent.score(want, placing), number, agent_id))
-        ranking.read = len(moves.agents)
+        ranking.read = moves.end
         return ranking

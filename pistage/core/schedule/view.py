@@ -58,7 +58,8 @@ class View:
         self.queues: dict[str, QueueSettings] = {}
         self.bands: dict[tuple[str, int, str], Band] = {}
         self.gates = Gates()
-        self.due: dict[Line, None] = {}  # lines whose first task may find a place
+        self.due: dict[Shape, None] = {}  # shapes of which a task may find a place
+        self.joined: list[Line] = []  # lines of those that are new since a decision last looked
         self.keeping_due = 0  # when to look again for tasks that have waited for too long
         self._waiting: dict[str, dict[int, Entry]] = {}
         self._count = 0
@@ -202,7 +203,7 @@ class View:
     def unblock(self, shape: Shape) -> None:
         """Have the next decision try its tasks."""
         shape.is_blocked = False
-        self.due.update(dict.fromkeys(line for line in shape.lines if self.gates.is_open(line.band, line.gate)))
+        self.due[shape] = None
 
     # --- tasks ----------------------------------------------------------------------------------------------------
 
@@ -247,16 +248,20 @@ class View:
     def _stand_in_line(self, entry: Entry) -> None:
         task = entry.task
         band, shape, gate = self._band(task), self.shape_of(task), self._gate(task)
-        line = band.lines.get((gate, shape))
+        line = band.lines.setdefault(shape, {}).get(gate)
         if line is None:
-            line = band.lines[gate, shape] = Line(band, shape, gate)
+            line = band.lines[shape][gate] = Line(band, shape, gate)
             shape.lines[line] = None
             if gate.group is not None:
                 self._lines_of_group.setdefault(gate.group, {})[line] = None
         line.add(place_of(task))
         entry.line = line
-        if not shape.is_blocked and self.gates.is_open(band, gate):
-            self.due[line] = None
+        if not shape.is_blocked:
+            self._note_due(line)
+
+    def _note_due(self, line: Line) -> None:
+        self.due[line.shape] = None
+        self.joined.append(line)
 
     def _leave_line(self, entry: Entry) -> None:
         line, entry.line = entry.line, None
@@ -264,8 +269,9 @@ class View:
             return
         line.remove(place_of(entry.task))
         if not line:
-            self.due.pop(line, None)
-            del line.band.lines[line.gate, line.shape]
+            del line.band.lines[line.shape][line.gate]
+            if not line.band.lines[line.shape]:
+                del line.band.lines[line.shape]
             del line.shape.lines[line]
             if line.gate.group is not None:
                 del self._lines_of_group[line.gate.group][line]
@@ -287,6 +293,8 @@ class View:
                     del self.bands[idle]
             queue = self.queues.get(task.queue) or QueueSettings(name=task.queue)
             band = self.bands[key] = Band(queue, task.owner, task.priority)
+        if not band.lines:
+            band.served_at = max(band.served_at, task.ready_at)
         return band
 
     def _gate(self, task: WaitingTask) -> Gate:
@@ -317,10 +325,10 @@ class View:
         queue, group = held
         waiting = list(self._lines_of_group.get(group, {})) if group is not None else []
         if (settings := self.queues.get(queue)) is not None and settings.limit is not None:
-            waiting += [line for band in self.bands.values() if band.queue is settings for line in band.lines.values()]
+            waiting += [line for band in self.bands.values() if band.queue is settings for line in band.all_lines()]
         for line in waiting:
             if not line.shape.is_blocked and self.gates.is_open(line.band, line.gate):
-                self.due[line] = None
+                self._note_due(line)
 
     def _end_run(self, run_id: str) -> None:
         self._begun.discard(run_id)

@@ -337,14 +337,17 @@ class View:
 
     def _begin(self, change: ch.AttemptBegun) -> None:
         task = (change.run_id, change.position)
-        if (tentative := self._tentative.pop(task, None)) is not None:
-            self.fleet.free(tentative.held)
         self._remove(task)
-        held = self._attempts[change.attempt_id] = Held(
+        held = Held(
             agent_id=change.agent_id, owner=change.owner, task=task,
             cpus_milli=change.cpus_milli, memory_bytes=change.memory_bytes, gpus=change.gpus,
         )  # fmt: skip
-        self.fleet.reserve(held)
+        tentative = self._tentative.pop(task, None)
+        if tentative is None or tentative.held != held:  # mostly it is what was decided here, and reserved then
+            if tentative is not None:
+                self.fleet.free(tentative.held)
+            self.fleet.reserve(held)
+        self._attempts[change.attempt_id] = held
         if change.gang is not None:
             self._bind((change.run_id, change.gang), Gang(change.agent_id, is_certain=True))
 

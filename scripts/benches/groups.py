@@ -46,10 +46,11 @@ class Group(ABC):
 
     name: str
 
-    def __init__(self, directory: Path, ports: list[int]) -> None:
+    def __init__(self, directory: Path, ports: list[int], *, nodes: int = NODES) -> None:
         self.directory = directory
         self.ports = ports
-        self.urls = [f"http://127.0.0.1:{port}" for port in ports[:NODES]]
+        self.nodes = nodes
+        self.urls = [f"http://127.0.0.1:{port}" for port in ports[:nodes]]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         directory.mkdir(parents=True)
 
@@ -99,7 +100,7 @@ class Group(ABC):
         until = time.monotonic() + _READY_S
         while time.monotonic() < until:
             leading = []
-            for node in range(NODES):
+            for node in range(self.nodes):
                 try:
                     if await self.leads(node):
                         leading.append(node)
@@ -129,17 +130,20 @@ class Group(ABC):
 class Pistage(Group):
     """Masters of this checkout."""
 
-    def __init__(self, directory: Path, ports: list[int], *, election_timeout: str | None = None) -> None:
+    def __init__(
+        self, directory: Path, ports: list[int], *, election_timeout: str | None = None, nodes: int = NODES
+    ) -> None:
         self.name = "Pistage" + (f", election timeout {election_timeout}" if election_timeout else "")
         self._options = ["--election-timeout", election_timeout] if election_timeout else []
-        super().__init__(directory, ports)
+        super().__init__(directory, ports, nodes=nodes)
 
     def environ(self) -> dict[str, str]:
         return super().environ() | {"PISTAGE_TOKEN": TOKEN}
 
     def command(self, node: int) -> list[str]:
         listen, peers = f"127.0.0.1:{self.ports[node]}", ",".join(self.urls)
-        where = ["--data-dir", str(self.directory / str(node)), "--listen", listen, "--peers", peers]
+        where = ["--data-dir", str(self.directory / str(node)), "--listen", listen]
+        where += ["--peers", peers] if self.nodes > 1 else []
         # To see where time goes, a file that begins a profiler and then calls pistage.__main__.main.
         wrapper = os.environ.get("BENCH_PYTHON_OPTIONS", "-m pistage").split()
         return [sys.executable, *wrapper, "serve", "--role", "master", *where, *self._options]
@@ -158,7 +162,7 @@ class Pistage(Group):
             and one["match_index"] >= said["applied_index"]
             for one in others
         )
-        return said["role"] == "leader" and len(others) == NODES - 1 and are_well
+        return said["role"] == "leader" and len(others) == self.nodes - 1 and are_well
 
     def put(self, number: int) -> bytes:
         name = f"w{number % 1000}"
@@ -264,7 +268,7 @@ async def running(*groups: Group) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         for group in groups:
             stack.callback(group.stop)
-            for node in range(NODES):
+            for node in range(group.nodes):
                 group.start(node)
         for group in groups:
             await group.leader()

@@ -77,17 +77,8 @@ def _demand(task: Task, gang: Iterable[Task]) -> Demand:
 
 def misfits(demand: Demand, info: AgentInfo) -> Iterator[str]:
     """What keeps the demand from this agent for good, whatever else it does, each in words."""
-    if demand.needs_images and "docker" not in info.runtimes and not info.ignores_images:
-        yield "has no engine to run images with"
-    if demand.needs_containers and "docker" not in info.runtimes:
-        yield "has no engine for networks, volumes and services"
-    for constraint in demand.constraints:
-        if not is_met(constraint, info.labels):
-            yield f"label {described(constraint)} is missing"
-    yield from _too_small(demand.whole, info.capacity)
-
-
-def _too_small(want: Resources, whole: Capacity) -> Iterator[str]:
+    yield from mismatches(demand, info)
+    want, whole = demand.whole, info.capacity
     if (want.cpus_milli or 0) > whole.cpus_milli:
         yield f"has {whole.cpus_milli / 1000:g} CPUs, {(want.cpus_milli or 0) / 1000:g} are asked for"
     if (want.memory_bytes or 0) > whole.memory_bytes:
@@ -96,6 +87,28 @@ def _too_small(want: Resources, whole: Capacity) -> Iterator[str]:
         yield f"has {whole.gpus or 'no'} GPU{'s' * (whole.gpus != 1)}, {want.gpus} asked for"
     if whole.slots < 1:
         yield "offers no places"
+
+
+def mismatches(demand: Demand, info: AgentInfo) -> Iterator[str]:
+    """The same, but for the agent's size."""
+    if demand.needs_images and "docker" not in info.runtimes and not info.ignores_images:
+        yield "has no engine to run images with"
+    if demand.needs_containers and "docker" not in info.runtimes:
+        yield "has no engine for networks, volumes and services"
+    for constraint in demand.constraints:
+        if not is_met(constraint, info.labels):
+            yield f"label {described(constraint)} is missing"
+
+
+def is_large_enough(demand: Demand, whole: Capacity) -> bool:
+    """Whether the agent's size is what the demand asks for."""
+    want = demand.whole
+    return (
+        (want.cpus_milli or 0) <= whole.cpus_milli
+        and (want.memory_bytes or 0) <= whole.memory_bytes
+        and want.gpus <= whole.gpus
+        and whole.slots >= 1
+    )
 
 
 def gib(size: int) -> str:

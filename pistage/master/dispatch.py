@@ -132,13 +132,19 @@ class Dispatch:
             match effect:
                 case CancelAttempt(attempt_id=attempt_id, agent_id=agent_id, reason=reason):
                     self._sessions.send(agent_id, wire.Cancel(attempt_id=attempt_id, reason=reason))
-                case ReleaseRun(run_id=run_id, agent_ids=agent_ids):
-                    for agent_id in agent_ids:
-                        self._sessions.send(agent_id, wire.Release(run_id=run_id))
-                    await self._logs.end(run_id)
+                case ReleaseRun():
+                    await self._release(effect)
                 case _:
                     assert_never(effect)
         await self._send_assignments(assigned)
+
+    async def _release(self, effect: ReleaseRun) -> None:
+        for agent_id in effect.agent_ids:
+            self._sessions.send(agent_id, wire.Release(run_id=effect.run_id))
+        try:
+            await self._logs.end(effect.run_id)
+        except PistageError as error:  # its output can be read all the same
+            log.error("run=%s its output is not closed: %s", effect.run_id, error)
 
     async def _send_assignments(self, effects: Iterable[SendAssignment]) -> None:
         agent_of = {one.attempt_id: one.agent_id for one in effects if self._sessions.is_connected(one.agent_id)}

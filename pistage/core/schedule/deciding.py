@@ -20,6 +20,7 @@ from pistage.core.schedule.view import Entry, View
 
 KEEP_AFTER_MS: Final = 5 * 60_000
 _KEEP_LOOK_EVERY_MS = 5_000
+_RANKED_AT_ONCE_MAX = 32  # shapes for which every agent is looked at: a millisecond each where there are a thousand
 PLACED_AT_ONCE_MAX: Final = 256  # they become one entry of the log
 
 
@@ -59,12 +60,13 @@ def decide(view: View, now: int, *, most: int = PLACED_AT_ONCE_MAX) -> Decision:
         view.keeping_due = now + _KEEP_LOOK_EVERY_MS
         _keep_for_the_starving(view, now)
     turns = _Turns(view, now)
-    while len(placements) < most and (line := turns.next()) is not None:
+    ranked_max = view.fleet.ranked + _RANKED_AT_ONCE_MAX
+    while len(placements) < most and view.fleet.ranked < ranked_max and (line := turns.next()) is not None:
         entry = view.entry(line.first[1:])
         assert entry is not None, "who stands in a line waits"
         agent = line.shape.best(view.fleet, line.band.queue.placing, entry.task.tried_on)
         if agent is None:
-            line.shape.is_blocked = True
+            line.shape.block()
         else:
             placements.append(_placed(view, entry, agent, now))
     is_more = turns.next() is not None
@@ -163,7 +165,7 @@ def _served_kept(view: View, now: int) -> list[Placement]:
             view.fleet.unkeep(task)
             continue
         shape = view.shape_of(entry.task)
-        if agent_id not in shape.eligible or not view.gates.is_open(entry.line.band, entry.line.gate):
+        if not shape.suits(agent) or not view.gates.is_open(entry.line.band, entry.line.gate):
             view.fleet.unkeep(task)
         elif agent.has_room(shape.demand.resources):
             placements.append(_placed(view, entry, agent, now))
@@ -181,8 +183,8 @@ def _keep_for_the_starving(view: View, now: int) -> None:
         line = entry.line
         if line is None or entry.task.id in view.fleet.kept or not view.gates.is_open(line.band, line.gate):
             continue
-        takers = [view.fleet.agents[agent_id] for agent_id in line.shape.eligible]
-        takers = [agent for agent in takers if agent.takes_work and agent.kept_for is None]
+        agents = (agent for agent in view.fleet.agents.values() if agent.takes_work and agent.kept_for is None)
+        takers = [agent for agent in agents if line.shape.suits(agent)]
         if takers:
             want = line.shape.demand.resources
             view.fleet.keep(entry.task.id, min(takers, key=lambda agent: agent.score(want, "spread")))

@@ -90,7 +90,7 @@ class Explainer:
         for agent in sorted(self._view.fleet.agents.values(), key=lambda agent: (agent.info.name, agent.info.id)):
             reasons = tuple(self._reasons(shape, agent, task))
             found.append(Obstacles(agent_id=agent.info.id, agent=agent.info.name, reasons=reasons))
-            is_placeable |= agent.is_up and agent.info.id in shape.eligible
+            is_placeable |= agent.is_up and shape.suits(agent)
         return tuple(found), is_placeable
 
     @staticmethod

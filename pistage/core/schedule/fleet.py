@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 from pistage.core.changes import AgentChanged, Placing, TaskId
+from pistage.core.demand import Demand
 from pistage.core.schedule.agents import Agent, Amounts, Held
-from pistage.core.schedule.shapes import Moves
+from pistage.core.schedule.shapes import Kind, Moves
 
 
 class Fleet:
@@ -12,12 +15,22 @@ class Fleet:
 
     def __init__(self) -> None:
         self.agents: dict[str, Agent] = {}
+        self.ranked = 0  # how often all agents were looked at for one shape
+        self._kinds: WeakValueDictionary[tuple[object, ...], Kind] = WeakValueDictionary()
         self._growths = Moves()
         self._moves = Moves()
         self.kept: dict[TaskId, str] = {}  # a task that has waited for long, and the agent that is kept free for it
         self._owners: dict[str, Amounts] = {}
         self._whole = Amounts()
         self._grown: dict[str, None] = {}
+
+    def kind_of(self, demand: Demand) -> Kind:
+        """Who is what the demand asks for, its size aside."""
+        key = (demand.needs_images, demand.needs_containers, demand.constraints)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = Kind(demand, self.agents.values())
+        return kind
 
     def moves_for(self, placing: Placing) -> Moves:
         """What may have made an agent a better place: more room, and for who packs also less."""
@@ -28,8 +41,8 @@ class Fleet:
         used = self._owners.get(owner)
         return 0.0 if used is None else used.share_of(self._whole)
 
-    def change(self, change: AgentChanged) -> Agent | None:
-        """The agent as it is now; returns it if what it is (labels, size, runtimes) is new."""
+    def change(self, change: AgentChanged) -> None:
+        """The agent as it is now."""
         agent = self.agents.get(change.info.id)
         is_other = agent is None or agent.info != change.info
         if agent is None:
@@ -38,14 +51,18 @@ class Fleet:
             self._count(agent, -1)
         agent.change(change)
         self._count(agent, 1)
+        if is_other:
+            for kind in list(self._kinds.values()):
+                kind.consider(agent)
         self._note_growth(change.info.id)
-        return agent if is_other else None
 
     def remove(self, agent_id: str) -> None:
         """Forget the agent; unknown ones are passed over."""
         agent = self.agents.pop(agent_id, None)
         if agent is not None:
             self._count(agent, -1)
+            for kind in list(self._kinds.values()):
+                kind.agents.discard(agent_id)
             if agent.kept_for is not None:
                 self.unkeep(agent.kept_for)
 

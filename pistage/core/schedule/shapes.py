@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
@@ -54,36 +54,60 @@ class _Ranking:
     read: int = -1  # of the moves
 
 
+class Kind:
+    """What an agent must be, its size aside: who is, is looked up once for all shapes of the kind."""
+
+    __slots__ = ("__weakref__", "_demand", "agents")
+
+    def __init__(self, demand: Demand, agents: Iterable[Agent]) -> None:
+        self._demand = demand
+        self.agents: set[str] = set()
+        for agent in agents:
+            self.consider(agent)
+
+    def consider(self, agent: Agent) -> None:
+        """The agent is new, or another than it was."""
+        if next(demands.mismatches(self._demand, agent.info), None) is None:
+            self.agents.add(agent.info.id)
+        else:
+            self.agents.discard(agent.info.id)
+
+
 @dataclass(slots=True, eq=False)
 class Shape:
     """One demand, and for the tasks of a gang that has chosen its agent, that agent (`pin`)."""
 
     demand: Demand
+    kind: Kind
     pin: str | None
-    eligible: set[str] = field(default_factory=set)  # agents that are large enough and labelled as asked
     lines: dict[Line, None] = field(default_factory=dict)
     is_blocked: bool = False  # no agent has room for a task of it, and none has got more since that was found
     _rankings: dict[Placing, _Ranking] = field(default_factory=dict)
 
-    def consider(self, agent: Agent) -> None:
-        """The agent is new, or another than it was."""
-        is_pinned_elsewhere = self.pin is not None and self.pin != agent.info.id
-        if not is_pinned_elsewhere and next(demands.misfits(self.demand, agent.info), None) is None:
-            self.eligible.add(agent.info.id)
-        else:
-            self.eligible.discard(agent.info.id)
-
-    def forget(self, agent_id: str) -> None:
-        self.eligible.discard(agent_id)
+    def suits(self, agent: Agent) -> bool:
+        """Whether a task of it could ever be placed there, were there nothing else."""
+        return (
+            (self.pin is None or self.pin == agent.info.id)
+            and agent.info.id in self.kind.agents
+            and demands.is_large_enough(self.demand, agent.info.capacity)
+        )
 
     def fits(self, agent: Agent) -> bool:
         """Whether a task of it could be placed there now."""
         return (
-            agent.info.id in self.eligible
-            and agent.takes_work
+            agent.takes_work
             and agent.kept_for is None
             and agent.has_room(self.demand.resources)
+            and agent.info.id in self.kind.agents
+            and self.suits(agent)
         )
+
+    def block(self) -> None:
+        """No agent has room for a task of it: who has some day will have moved by then."""
+        self.is_blocked = True
+        for ranking in self._rankings.values():
+            ranking.heap.clear()
+            ranking.latest.clear()
 
     def best(self, fleet: Fleet, placing: Placing, avoided: Collection[str]) -> Agent | None:
         """The best agent that has room now; one of the `avoided` only where there is no other."""
@@ -111,7 +135,9 @@ class Shape:
         want, moves = self.demand.resources, fleet.moves_for(placing)
         moved = moves.since(ranking.read)
         if moved is None:
-            fitting = (fleet.agents[agent_id] for agent_id in self.eligible)
+            fleet.ranked += 1
+            candidates = self.kind.agents if self.pin is None else self.kind.agents & {self.pin}
+            fitting = (fleet.agents[agent_id] for agent_id in candidates)
             ranking.heap = [(one.score(want, placing), 0, one.info.id) for one in fitting if self.fits(one)]
             heapify(ranking.heap)
             ranking.latest = dict.fromkeys((agent_id for _, _, agent_id in ranking.heap), 0)

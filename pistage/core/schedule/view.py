@@ -101,9 +101,8 @@ class View:
         shape = self._shapes.get(key)
         if shape is None:
             self._forget_idle_shapes()
-            shape = self._shapes[key] = Shape(demands.read(task.demand), key[1])
-            for agent in self.fleet.agents.values():
-                shape.consider(agent)
+            demand = demands.read(task.demand)
+            shape = self._shapes[key] = Shape(demand, self.fleet.kind_of(demand), key[1])
         return shape
 
     # --- what happens ---------------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ class View:
             case ch.AgentChanged():
                 self._change_agent(change)
             case ch.AgentRemoved(agent_id=agent_id):
-                self._remove_agent(agent_id)
+                self.fleet.remove(agent_id)
             case ch.QueueChanged(queue=settings):
                 self._change_queue(settings)
             case _:
@@ -371,10 +370,7 @@ class View:
     # --- agents ---------------------------------------------------------------------------------------------------
 
     def _change_agent(self, change: ch.AgentChanged) -> None:
-        other = self.fleet.change(change)
-        if other is not None:
-            for shape in self._shapes.values():
-                shape.consider(other)
+        self.fleet.change(change)
         if not change.is_up:
             lost = change.info.id
             gangs = [
@@ -382,8 +378,3 @@ class View:
             ]
             for key in gangs:
                 self._bind(key, None)
-
-    def _remove_agent(self, agent_id: str) -> None:
-        self.fleet.remove(agent_id)
-        for shape in self._shapes.values():
-            shape.eligible.discard(agent_id)

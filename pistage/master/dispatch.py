@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 _IN_FLIGHT_MAX = 2 * schedule.PLACED_AT_ONCE_MAX  # placements that are decided and not committed
+_REFUSED_WAIT_S = 0.05  # before it is decided anew: what was refused once may be refused again
 _EXPLAINED_FOR_S = 0.5  # explanations may be so old; the view of a busy cluster is another with every call
 
 
@@ -190,6 +191,8 @@ class Dispatch:
             refused = outcome.value["refused"]  # type: ignore[assignment]
         except PistageError as error:
             refused = dict.fromkeys(made, str(error))
+        if refused:
+            await asyncio.sleep(_REFUSED_WAIT_S)
         for attempt_id, reason in refused.items():
             # The state moved on between the view and the log: the next decision sees it.
             log.info("run=%s task=%s not assigned: %s", made[attempt_id].run_id, made[attempt_id].task, reason)

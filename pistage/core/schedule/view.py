@@ -42,14 +42,6 @@ class Tentative:
     gang: tuple[str, str] | None
 
 
-@dataclass(slots=True)
-class Gang:
-    """Where the networks and volumes of a gang stand; not `is_certain` while only a decision says so."""
-
-    agent_id: str
-    is_certain: bool
-
-
 class View:
     """What `decide` decides from. Not thread-safe."""
 
@@ -65,7 +57,8 @@ class View:
         self._count = 0
         self._shapes: dict[tuple[str, str | None], Shape] = {}
         self._lines_of_group: dict[str, dict[Line, None]] = {}
-        self._gangs: dict[str, dict[str, Gang]] = {}  # by run
+        self._gangs: dict[str, dict[str, str]] = {}  # of a run, by gang: where its networks and volumes stand
+        self._gangs_to_be: dict[tuple[str, str], str] = {}  # the same, by what is decided and not committed
         self._attempts: dict[str, Held] = {}
         self._tentative: dict[TaskId, Tentative] = {}
         self._begun: set[str] = set()  # runs that hold their places for certain
@@ -91,9 +84,13 @@ class View:
         return iter(self._shapes.values())
 
     def gang_agent(self, task: WaitingTask) -> str | None:
-        """The agent that the task's gang is bound to."""
-        bound = None if task.gang is None else self._gangs.get(task.run_id, {}).get(task.gang)
-        return None if bound is None else bound.agent_id
+        """The agent that the task's gang is bound to, for as long as that agent is up."""
+        if task.gang is None:
+            return None
+        agent = self.fleet.agents.get(self._gangs.get(task.run_id, {}).get(task.gang, ""))
+        if agent is not None and agent.is_up:
+            return agent.info.id
+        return self._gangs_to_be.get((task.run_id, task.gang))
 
     def shape_of(self, task: WaitingTask) -> Shape:
         """What the task asks, and who could take it."""
@@ -130,7 +127,7 @@ class View:
             case ch.AgentChanged():
                 self._change_agent(change)
             case ch.AgentRemoved(agent_id=agent_id):
-                self.fleet.remove(agent_id)
+                self._remove_agent(agent_id)
             case ch.QueueChanged(queue=settings):
                 self._change_queue(settings)
             case _:
@@ -172,7 +169,8 @@ class View:
         self.fleet.reserve(held)
         self._hold_place(task.run_id, task.queue, task.group)
         if gang is not None and self.gang_agent(task) is None:
-            self._bind(gang, Gang(agent.info.id, is_certain=False))
+            self._gangs_to_be[gang] = agent.info.id
+            self._move_gang(gang)
 
     def give_back(self, task: TaskId) -> None:
         """A placement was refused: who waits goes on waiting."""
@@ -183,13 +181,9 @@ class View:
         if task[0] not in self._begun and not any(other[0] == task[0] for other in self._tentative):
             self._release_place(task[0])
         gang = tentative.gang
-        if (
-            gang is not None
-            and (bound := self._gangs.get(gang[0], {}).get(gang[1])) is not None
-            and not bound.is_certain
-            and not any(other.gang == gang for other in self._tentative.values())
-        ):
-            self._bind(gang, None)
+        if gang in self._gangs_to_be and not any(other.gang == gang for other in self._tentative.values()):
+            del self._gangs_to_be[gang]
+            self._move_gang(gang)
         if tentative.task is not None:
             self._queue(tentative.task)
 
@@ -348,16 +342,17 @@ class View:
             self.fleet.reserve(held)
         self._attempts[change.attempt_id] = held
         if change.gang is not None:
-            self._bind((change.run_id, change.gang), Gang(change.agent_id, is_certain=True))
+            gang = (change.run_id, change.gang)
+            self._gangs.setdefault(change.run_id, {})[change.gang] = change.agent_id
+            self._gangs_to_be.pop(gang, None)
+            self._move_gang(gang)
 
-    def _bind(self, gang: tuple[str, str], bound: Gang | None) -> None:
-        of_run = self._gangs.setdefault(gang[0], {})
-        before = of_run.pop(gang[1], None)
-        if bound is not None:
-            of_run[gang[1]] = bound
-        if (before and before.agent_id) != (bound and bound.agent_id):
-            members = self._waiting.get(gang[0], {}).values()
-            self._stand_again(entry for entry in list(members) if entry.task.gang == gang[1])
+    def _move_gang(self, gang: tuple[str, str]) -> None:
+        """Its agent may be another one: who waits stands in the line for that."""
+        members = [entry for entry in self._waiting.get(gang[0], {}).values() if entry.task.gang == gang[1]]
+        self._stand_again(
+            entry for entry in members if entry.line is None or entry.line.shape.pin != self.gang_agent(entry.task)
+        )
 
     def _change_queue(self, settings: QueueSettings) -> None:
         self.queues[settings.name] = settings
@@ -370,11 +365,16 @@ class View:
     # --- agents ---------------------------------------------------------------------------------------------------
 
     def _change_agent(self, change: ch.AgentChanged) -> None:
+        before = self.fleet.agents.get(change.info.id)
+        was_up = before is not None and before.is_up
         self.fleet.change(change)
-        if not change.is_up:
-            lost = change.info.id
-            gangs = [
-                (run, gang) for run, bound in self._gangs.items() for gang in bound if bound[gang].agent_id == lost
-            ]
-            for key in gangs:
-                self._bind(key, None)
+        if change.is_up != was_up:
+            self._move_gangs_of(change.info.id)
+
+    def _remove_agent(self, agent_id: str) -> None:
+        self.fleet.remove(agent_id)
+        self._move_gangs_of(agent_id)
+
+    def _move_gangs_of(self, agent_id: str) -> None:
+        for gang in [(run, gang) for run, bound in self._gangs.items() for gang in bound if bound[gang] == agent_id]:
+            self._move_gang(gang)

@@ -160,6 +160,31 @@ def test_a_gang_waits_for_its_agent_and_goes_elsewhere_only_once_that_is_lost(de
     assert desk.places() == {"two": other}
 
 
+def test_a_gang_goes_back_to_its_agent_when_that_comes_back_before_it_has_gone_elsewhere(desk: Desk) -> None:
+    desk.agent("a1", slots=1)
+    desk.agent("a2", slots=1, is_draining=True)
+    desk.task("one", run_id="r", gang="g1")
+    assert desk.places() == {"one": "a1"}
+    desk.end("one", is_run_over=False)
+    desk.agent("a1", slots=1, is_up=False)
+    desk.task("two", run_id="r", gang="g1")
+    assert desk.places() == {}
+    desk.agent("a1", slots=1, epoch=2)
+    desk.agent("a2", slots=1)
+    assert desk.places() == {"two": "a1"}
+
+
+def test_a_gang_whose_agent_is_removed_may_go_anywhere(desk: Desk) -> None:
+    desk.agent("a1", slots=1)
+    desk.task("one", run_id="r", gang="g1")
+    assert desk.places() == {"one": "a1"}
+    desk.task("two", run_id="r", gang="g1")
+    desk.end("one", is_run_over=False)
+    desk.take(ch.AgentRemoved("a1"))
+    desk.agent("a2", slots=1)
+    assert desk.places() == {"two": "a2"}
+
+
 def test_a_gang_whose_first_placement_is_refused_may_go_anywhere(desk: Desk) -> None:
     desk.agent("a1", slots=1)
     desk.agent("a2", slots=1, labels={"big": ""})

@@ -26,9 +26,9 @@ _IN_GROUP = "SELECT COUNT(*) FROM run WHERE concurrency = ? AND state = 'running
 _IN_QUEUE = "SELECT COUNT(*) FROM run WHERE queue = ? AND state = 'running'"
 # The networks and volumes of a gang stand where its latest attempt went, as long as that agent is up.
 _GANG_AGENT = """
-SELECT attempt.agent_id FROM attempt
+SELECT attempt.agent_id, agent.state FROM attempt
 JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
-JOIN agent ON agent.id = attempt.agent_id AND agent.state = 'up'
+LEFT JOIN agent ON agent.id = attempt.agent_id
 WHERE attempt.run_id = ? AND task.gang = ? ORDER BY attempt.fence DESC, attempt.id DESC LIMIT 1
 """
 
@@ -108,7 +108,7 @@ def _assign(turn: Turn, assignment: c.Assignment, room: _Room) -> None:
 
 def _refuse_unless_with_its_gang(db: sqlite3.Connection, assignment: c.Assignment, gang: str | None) -> None:
     bound = None if gang is None else db.execute(_GANG_AGENT, (assignment.run_id, gang)).fetchone()
-    if bound is not None and bound[0] != assignment.agent_id:
+    if bound is not None and bound[1] == "up" and bound[0] != assignment.agent_id:
         raise PistageError(Code.CONFLICT, f"the run's networks and volumes are on agent {bound[0]}")
 
 

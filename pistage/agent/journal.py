@@ -1,39 +1,45 @@
-"""The journal: one file an attempt, in which stands what a later process must know to see the attempt through.
+"""The journal: what a later process must know of each attempt to see it through.
 
-Each record is length, CRC-32 and msgpack; a torn tail, which a crash may leave, is cut off. The file is removed
-once the master has acknowledged the attempt's end and its objects are gone. It may hold registry credentials,
-so only the agent's user can read it.
+All attempts share a file, so that those that come together share one flush of the disk. An assignment is flushed before
+anything is made for it. What follows is written before it has an effect, which is enough when only the agent is killed;
+it is flushed (`Entry.flush`) only before an effect that outlives the machine's own start and cannot be found again
+otherwise: before a command is started in a container that has others, before the container of a step that ended is
+removed. The rest, when the power fails, is told again: a container by its name, a plain process by having ended with
+the machine, an event by being reported twice, of which masters take the first.
+
+Once the master has acknowledged an attempt's end and its objects are gone, its records are dead; when all are, the file
+is emptied, and before they are too many, what lives moves to another file. It may hold registry credentials, so only
+the agent's user can read it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import struct
-import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pistage.core import codec, ids
+from pistage.agent.lease import boot_id
+from pistage.agent.segment import Segment
+from pistage.core import codec, ids, limits
 from pistage.core.commands import AttemptEvent, Finished
-from pistage.wire import Assign, pack_message, pack_value, unpack_message, unpack_value
+from pistage.wire import Assign, pack_message, unpack_message
 
-_HEADER = struct.Struct(">II")
+_SEGMENT_BYTES_MAX = 8 * limits.MIB
+_SUFFIX = ".journal"
 
 
 class Entry:
-    """An attempt in the journal; what it returns from has been flushed to the disk."""
+    """An attempt in the journal."""
 
-    def __init__(self, file: Path, assign: Assign, descriptor: int) -> None:
+    def __init__(self, journal: Journal, assign: Assign, *, boot: str) -> None:
         self.assign = assign
         self.events: list[AttemptEvent] = []
         self.is_inherited = False
+        self._has_finished = False
         self._notes: dict[str, Any] = {}
-        self._file = file
-        self._descriptor = descriptor
-        self._lock = asyncio.Lock()
+        self._journal: Journal | None = journal
+        self._boot = boot
 
     @property
     def attempt_id(self) -> str:
@@ -42,135 +48,162 @@ class Entry:
     @property
     def is_over(self) -> bool:
         """Whether the attempt's end is recorded; what it made may still be there."""
-        return any(isinstance(event, Finished) for event in self.events)
+        return self._has_finished
 
-    async def add_event(self, event: AttemptEvent) -> None:
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether the machine has not been started since it began."""
+        return bool(self._boot) and self._boot == boot_id()
+
+    def add_event(self, event: AttemptEvent) -> None:
         """Record what will be reported."""
-        await self._append(["event", codec.to_plain(AttemptEvent, event)])
-        self.events.append(event)
+        self._append("event", codec.to_plain(AttemptEvent, event))
+        self._note_event(event)
 
     def read(self, key: str) -> Any:
         """What was noted under `key`, or None."""
         return self._notes.get(key)
 
-    async def write(self, key: str, note: Any) -> None:
+    def write(self, key: str, note: Any) -> None:
         """Note plain values under `key`."""
-        await self._append(["note", key, note])
+        self._append("note", key, note)
         self._notes[key] = note
 
     def notes(self, prefix: str) -> Iterator[tuple[str, Any]]:
         """Every note whose key begins with `prefix`."""
         return iter([(key, note) for key, note in self._notes.items() if key.startswith(prefix)])
 
+    async def flush(self) -> None:
+        """Return once all of it is on the disk."""
+        if self._journal is not None:
+            await self._journal.flush()
+
     def drop(self) -> None:
         """The attempt is over and forgotten."""
-        self.release()
-        self._file.unlink(missing_ok=True)
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.forget(self)
 
-    def release(self) -> None:
-        """Close the file and leave it for the next start."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+    def _append(self, kind: str, *fields: Any) -> None:
+        if self._journal is not None:  # given up meanwhile: nobody will read it again
+            self._journal.append([self.attempt_id, kind, *fields])
 
-    async def _append(self, record: list[Any]) -> None:
-        async with self._lock:
-            if self._descriptor < 0:
-                return  # given up meanwhile: nobody will read it again
-            writing = asyncio.get_running_loop().run_in_executor(
-                None, _write_record, self._descriptor, pack_value(record)
-            )
-            try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError:
-                # A thread cannot be cancelled, and the file must not be closed under it.
-                await writing
-                raise
+    def _note_event(self, event: AttemptEvent) -> None:
+        self.events.append(event)
+        self._has_finished = self._has_finished or isinstance(event, Finished)
 
-    def _replay(self, records: Iterator[list[Any]]) -> None:
-        for record in records:
-            match record:
-                case ["event", plain]:
-                    self.events.append(codec.from_plain(AttemptEvent, plain))
-                case ["note", key, note]:
-                    self._notes[key] = note
+    # --- as records ---------------------------------------------------------------------------------------------
+
+    def whole(self) -> list[Any]:
+        """All of it, as one record: it is there, or it is not."""
+        events = [codec.to_plain(AttemptEvent, event) for event in self.events]
+        return [self.attempt_id, "whole", pack_message(self.assign), self._boot, events, self._notes]
+
+    @classmethod
+    def of_record(cls, journal: Journal, record: list[Any]) -> Entry | None:
+        """The entry that such a record begins, or None."""
+        match record:
+            case [attempt_id, "whole", bytes(packed), boot, events, notes]:
+                assign = unpack_message(packed)
+                if not isinstance(assign, Assign) or assign.attempt_id != attempt_id:
+                    return None
+                entry = cls(journal, assign, boot=boot)
+                entry.is_inherited = True
+                entry._notes |= notes
+                for plain in events:
+                    entry._note_event(codec.from_plain(AttemptEvent, plain))
+                return entry
+            case _:
+                return None
+
+    def replay(self, record: list[Any]) -> None:
+        """Take in a record that an agent before this one added."""
+        match record:
+            case [_, "event", plain]:
+                self._note_event(codec.from_plain(AttemptEvent, plain))
+            case [_, "note", key, note]:
+                self._notes[key] = note
 
 
 class Journal:
-    """The directory of entries."""
+    """A directory with one segment, or with two while one takes the other's place."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._entries: dict[str, Entry] = {}
+        self._old: list[Segment] = []
+        numbers = sorted(int(file.stem) for file in directory.glob(f"*{_SUFFIX}") if file.stem.isdigit())
+        for number in numbers[:-1]:  # of a move that did not come to its end
+            earlier = Segment(self._file(number))
+            self._replay(earlier)
+            self._old.append(earlier)
+        self._number = numbers[-1] if numbers else 1
+        self._segment = Segment(self._file(self._number))
+        self._replay(self._segment)
+
+    def load(self) -> list[Entry]:
+        """What the process before this one left, oldest first."""
+        return [self._entries[attempt_id] for attempt_id in sorted(self._entries)]
 
     async def begin(self, assign: Assign) -> Entry:
         """Record an assignment; only after this may anything be made for it."""
-        file = self._directory / assign.attempt_id
-        assert ids.is_id(assign.attempt_id), "an attempt's id is ours, so it can name a file"
-        descriptor = await asyncio.to_thread(_create, file, pack_value(["assign", pack_message(assign)]))
-        return Entry(file, assign, descriptor)
-
-    def load(self) -> list[Entry]:
-        """What the process before this one left, oldest first; files that hold no whole assignment are removed."""
-        entries = []
-        for file in sorted(self._directory.iterdir()):
-            entry = self._load_entry(file) if ids.is_id(file.name) else None
-            if entry:
-                entries.append(entry)
-            else:
-                file.unlink(missing_ok=True)
-        return entries
-
-    def _load_entry(self, file: Path) -> Entry | None:
-        raw = file.read_bytes()
-        records = list(_records(raw))
-        match records[:1]:
-            case [[_, ["assign", bytes(packed)]]]:
-                assign = unpack_message(packed)
-            case _:
-                return None
-        if not isinstance(assign, Assign) or assign.attempt_id != file.name:
-            return None
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        os.ftruncate(descriptor, records[-1][0])
-        entry = Entry(file, assign, descriptor)
-        entry.is_inherited = True
-        entry._replay(record for _, record in records[1:])
+        assert ids.is_id(assign.attempt_id), "attempts are known by ids of ours"
+        entry = Entry(self, assign, boot=boot_id())
+        if self._segment.size > _SEGMENT_BYTES_MAX:
+            self._move()
+        self._segment.append(entry.whole())
+        self._entries[assign.attempt_id] = entry
+        await self.flush()
         return entry
 
+    async def flush(self) -> None:
+        """Return once all that was recorded is on the disk."""
+        old = list(self._old)
+        await self._segment.flush()
+        for segment in old:  # all that lives of them was copied before
+            if segment in self._old:
+                self._old.remove(segment)
+                segment.supersede()
 
-def _create(file: Path, packed: bytes) -> int:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    _write_record(descriptor, packed)
-    with contextlib.closing(_Directory(file.parent)) as directory:
-        os.fsync(directory.descriptor)
-    return descriptor
+    def append(self, record: list[Any]) -> None:
+        """Add to an entry."""
+        self._segment.append(record)
 
-
-class _Directory:
-    """A directory opened to be flushed: only that makes a new file's name durable."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def forget(self, entry: Entry) -> None:
+        """Its records are dead."""
+        self._entries.pop(entry.attempt_id, None)
+        if not self._entries and not self._old:
+            self._segment.clear()
+            return
+        with suppress(OSError):  # a later agent is told by the masters that nobody wants it
+            self._segment.append([entry.attempt_id, "dropped"])
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        """Leave it for the next start."""
+        for segment in (*self._old, self._segment):
+            segment.close()
 
+    def _move(self) -> None:
+        """Go on in another file, with what lives; the one before it goes once that is durable."""
+        fresh = Segment(self._file(self._number + 1))
+        for entry in self._entries.values():
+            fresh.append(entry.whole())
+        self._old.append(self._segment)
+        self._segment = fresh
+        self._number += 1
 
-def _write_record(descriptor: int, packed: bytes) -> None:
-    framed = _HEADER.pack(len(packed), zlib.crc32(packed)) + packed
-    while framed:
-        framed = framed[os.write(descriptor, framed) :]
-    os.fdatasync(descriptor)
+    def _file(self, number: int) -> Path:
+        return self._directory / f"{number:08}{_SUFFIX}"
 
-
-def _records(raw: bytes) -> Iterator[tuple[int, Any]]:
-    """Each whole record, with the offset at which it ends."""
-    position = 0
-    while position + _HEADER.size <= len(raw):
-        length, checksum = _HEADER.unpack_from(raw, position)
-        packed = raw[position + _HEADER.size : position + _HEADER.size + length]
-        if len(packed) != length or zlib.crc32(packed) != checksum:
-            return
-        position += _HEADER.size + length
-        yield position, unpack_value(packed)
+    def _replay(self, segment: Segment) -> None:
+        for record in segment.records:
+            match record:
+                case [str(attempt_id), "whole", *_]:
+                    if (entry := Entry.of_record(self, record)) is not None:
+                        self._entries[attempt_id] = entry
+                case [str(attempt_id), "dropped"]:
+                    self._entries.pop(attempt_id, None)
+                case [str(attempt_id), *_] if attempt_id in self._entries:
+                    self._entries[attempt_id].replay(record)
+        segment.records.clear()

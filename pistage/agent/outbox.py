@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ class Outbox:
         self._bytes_max = bytes_max
         self._held = 0
         self._streams: dict[StreamKey, _Stream] = {}
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[None]] = []  # attempts that wait for room, or to be acknowledged
+        self._has_work = asyncio.Event()  # for the pump
 
     @property
     def held_bytes(self) -> int:
@@ -81,7 +83,7 @@ class Outbox:
     def drop(self, keys: Iterable[StreamKey]) -> None:
         """Forget streams and what they hold."""
         for key in keys:
-            if stream := self._streams.pop(key, None):
+            if (stream := self._streams.pop(key, None)) and stream.chunks:
                 self._held -= sum(len(chunk.data) for chunk in stream.chunks)
         self._ring()
 
@@ -104,7 +106,7 @@ class Outbox:
         else:
             due = time.monotonic() + limits.FRAME_DELAY_S
             stream.chunks.append(_Chunk(offset, now_ms(), due, bytearray(data)))
-        self._ring()
+        self._has_work.set()
 
     async def kept(self, key: StreamKey, length: int) -> None:
         """Wait until the master holds `length` bytes durably; OutputRefusedError if it will not."""
@@ -112,7 +114,8 @@ class Outbox:
         if stream is None:
             raise OutputRefusedError("the attempt was given up")
         stream.is_urgent = True
-        self._ring()
+        if stream.chunks:
+            self._has_work.set()
         while stream.acked < length:
             await self._wait_for_change(key, stream)
 
@@ -139,6 +142,7 @@ class Outbox:
                 self._waiting.remove(waiter)
 
     def _ring(self) -> None:
+        """Something changed that somebody may wait for."""
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
@@ -151,24 +155,19 @@ class Outbox:
         for stream in self._streams.values():
             stream.is_known = stream.is_asked = False
             stream.sent = stream.acked
+        self._has_work.set()
 
     async def pump(self, send: Callable[[LogFrame], Awaitable[None]]) -> None:
         """Send what is due, for as long as the session lives; `send` waits while the socket is full."""
         while True:
+            self._has_work.clear()
             frame, due = self._next_frame(time.monotonic())
             if frame:
                 await send(frame)
                 continue
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(due and max(0.0, due - time.monotonic())):
-                    await waiter
-            except TimeoutError:
-                pass
-            finally:
-                if waiter in self._waiting:
-                    self._waiting.remove(waiter)
+                    await self._has_work.wait()
 
     def _next_frame(self, now: float) -> tuple[LogFrame | None, float | None]:
         """A frame to send now, or else the time at which there will be one (None: not before something changes)."""
@@ -211,6 +210,7 @@ class Outbox:
             if ack.length > stream.acked:
                 stream.refusal = ""
             self._forget(stream, ack.length)
+        self._has_work.set()
         self._ring()
 
     def _forget(self, stream: _Stream, length: int) -> None:
@@ -237,6 +237,7 @@ class Outbox:
         stream.is_hopeless = refused.is_final
         stream.is_asked = stream.is_known = False
         stream.retry_at = time.monotonic() + _RETRY_REFUSED_S
+        self._has_work.set()
         self._ring()
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from itertools import islice
 
 from pistage.core import limits
 from pistage.core.commands import AttemptEvent
 from pistage.wire import Report
+
+_GATHER_S = 0.002
 
 
 class Reports:
@@ -17,6 +20,7 @@ class Reports:
     def __init__(self) -> None:
         self._events: deque[AttemptEvent] = deque()
         self._sent: deque[tuple[int, int]] = deque()  # number of a report, how many events it held
+        self._under_way = 0  # the sum of those
         self._number = 0
         self._changed = asyncio.Event()
 
@@ -33,24 +37,26 @@ class Reports:
     def begin_session(self) -> None:
         """What was not answered is sent again, to whoever leads now."""
         self._sent.clear()
+        self._under_way = 0
         self._changed.set()
 
     def forget(self, attempt_id: str) -> None:
         """The masters want to hear nothing more of this attempt; what is under way is answered for nothing."""
-        under_way = sum(count for _, count in self._sent)
-        kept = [e for i, e in enumerate(self._events) if i < under_way or e.attempt_id != attempt_id]
+        kept = [e for i, e in enumerate(self._events) if i < self._under_way or e.attempt_id != attempt_id]
         self._events = deque(kept)
 
     async def pump(self, send: Callable[[Report], Awaitable[None]]) -> None:
         """Send events as they come, for as long as the session lives."""
         while True:
             self._changed.clear()
-            under_way = sum(count for _, count in self._sent)
-            batch = tuple(self._events)[under_way : under_way + limits.REPORT_BATCH_MAX]
-            if not batch:
+            if len(self._events) == self._under_way:
                 await self._changed.wait()
+                # Each report is a change that the masters agree on: what comes together goes together.
+                await asyncio.sleep(_GATHER_S)
                 continue
+            batch = tuple(islice(self._events, self._under_way, self._under_way + limits.REPORT_BATCH_MAX))
             self._number += 1
+            self._under_way += len(batch)
             self._sent.append((self._number, len(batch)))
             await send(Report(number=self._number, events=batch))
 
@@ -59,5 +65,6 @@ class Reports:
         done: list[AttemptEvent] = []
         while self._sent and self._sent[0][0] <= number:
             _, count = self._sent.popleft()
+            self._under_way -= count
             done += [self._events.popleft() for _ in range(count)]
         return done

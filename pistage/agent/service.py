@@ -173,8 +173,8 @@ class Agent:
                 await self._session.run()
         finally:
             await self._runtime.close()
-            for entry in self._entries.values():
-                entry.release()
+            if self._journal is not None:
+                self._journal.close()
 
     def _offer(self, gpus: Sequence[Gpu]) -> None:
         self._gpus = GpuPool(gpus)

@@ -137,15 +137,17 @@ def an_assign(body: Task) -> Assign:
 
 
 async def test_what_a_context_has_is_journalled_and_its_own_after_a_restart(tmp_path: Path) -> None:
-    entry = await Journal(tmp_path).begin(an_assign(wants_gpus(task(script("true")))))
+    journal = Journal(tmp_path)
+    entry = await journal.begin(an_assign(wants_gpus(task(script("true")))))
     (context,) = entry.assign.task.contexts
     pool = GpuPool(cards(2))
     await pool.take("another/c1", 1)
     own = devices.AttemptGpus(pool, entry.attempt_id, entry)
     assert [gpu.id for gpu in await own.of(context)] == ["1"]
     assert await own.of(context) == await own.of(context)
-    entry.release()
-    (again,) = Journal(tmp_path).load()
+    journal.close()
+    journal = Journal(tmp_path)
+    (again,) = journal.load()
     pool = GpuPool(cards(2))
     devices.claim(pool, again.attempt_id, again, {"c1"})
     assert [gpu.id for gpu in pool.free] == ["0"]
@@ -153,7 +155,7 @@ async def test_what_a_context_has_is_journalled_and_its_own_after_a_restart(tmp_
     pool = GpuPool(cards(2))
     devices.claim(pool, again.attempt_id, again, set())  # its steps have all ended
     assert len(pool.free) == 2
-    again.release()
+    journal.close()
 
 
 async def test_two_containers_at_once_get_different_devices(tmp_path: Path) -> None:
@@ -168,14 +170,14 @@ async def test_two_containers_at_once_get_different_devices(tmp_path: Path) -> N
 
     runtime = DockerRuntime(AgentConfig(data_dir=tmp_path), new_id)
     runtime.engine = Recorder()  # type: ignore[assignment]
-    pool = GpuPool(cards(2))
+    pool, journal = GpuPool(cards(2)), Journal(tmp_path)
     async with asyncio.TaskGroup() as chores:
         runtime._chores = chores
         for body in (wants_gpus(task(script("true"))), wants_gpus(task(script("true"))), task(script("true"))):
-            entry = await Journal(tmp_path).begin(an_assign(body))
+            entry = await journal.begin(an_assign(body))
             place = runtime.place(entry.assign, entry, pool)
             await place._create_step(body.contexts[0], ContainerSpec(image="x", env={"A": "b"}))  # type: ignore[attr-defined]
-            entry.release()
+    journal.close()
     asked = [body["HostConfig"].get("DeviceRequests") for body in made]
     assert [one and one[0]["DeviceIDs"] for one in asked] == [["0"], ["1"], None]
     assert [body["Env"] for body in made] == [["A=b"], ["A=b"], ["NVIDIA_VISIBLE_DEVICES=void", "A=b"]]

@@ -129,6 +129,7 @@ class RecordingEngine:
 
 class NoNotes:
     is_inherited = False
+    is_of_this_boot = True
 
     def read(self, key: str) -> None:
         return None
@@ -136,7 +137,10 @@ class NoNotes:
     def notes(self, prefix: str) -> list[tuple[str, Any]]:
         return []
 
-    async def write(self, key: str, note: Any) -> None:
+    def write(self, key: str, note: Any) -> None:
+        return
+
+    async def flush(self) -> None:
         return
 
 

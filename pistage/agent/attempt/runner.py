@@ -148,18 +148,21 @@ class Runner:
         await self._insist(self._place.close, _REMOVAL_RETRY_S)
 
     async def _insist(self, job: Callable[[], Awaitable[None]], wait_s: float) -> None:
+        said = ""
         while True:
             try:
                 await job()
                 return
             except ExecutionError as failure:
-                log.warning("attempt=%s is not removed yet: %s", self.attempt_id, failure.reason)
+                if failure.reason != said:
+                    log.warning("attempt=%s is not removed yet: %s", self.attempt_id, failure.reason)
+                said = failure.reason
                 await asyncio.sleep(wait_s)
 
     async def _report(self, event: AttemptEvent) -> None:
         if self.is_abandoned:
             return
-        await self._entry.add_event(event)
+        self._entry.add_event(event)
         self._publish(event)
 
     async def _execute(self) -> Result:

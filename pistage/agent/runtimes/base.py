@@ -92,11 +92,15 @@ class Running(Protocol):
 
 
 class Notebook(Protocol):
-    """The attempt's durable notes: what a later agent must know to find its processes again."""
+    """The attempt's notes: what a later agent must know to find its processes again."""
 
     @property
     def is_inherited(self) -> bool:
         """Whether an agent before this one began the attempt."""
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether the machine has not been started since the attempt began."""
 
     def read(self, key: str) -> Any:
         """What was written under `key`, or None."""
@@ -104,8 +108,11 @@ class Notebook(Protocol):
     def notes(self, prefix: str) -> Iterable[tuple[str, Any]]:
         """Every key that begins with `prefix`, and what was written under it."""
 
-    async def write(self, key: str, note: Any) -> None:
-        """Durable on return."""
+    def write(self, key: str, note: Any) -> None:
+        """Survives this process; the machine only once `flush` returned."""
+
+    async def flush(self) -> None:
+        """Before an effect that could not be found again if the notes were lost, or that removes what they are of."""
 
 
 class Place(Protocol):

@@ -31,7 +31,7 @@ class AttemptGpus:
             taken = await self._pool.take(holder, context.resources.gpus)
         except ValueError as error:
             raise ExecutionError(FailureClass.REFUSED, str(error)) from None
-        await self._notebook.write(_NOTE + context.id, [gpu.id for gpu in taken])
+        self._notebook.write(_NOTE + context.id, [gpu.id for gpu in taken])
         return taken
 
     def environment(self, taken: tuple[Gpu, ...]) -> Mapping[str, str]:

@@ -121,12 +121,13 @@ class DockerRuntime:
             raise outcome
         return outcome
 
-    def in_background(self, container: str) -> asyncio.Task[bool]:
+    def in_background(self, container: str, notebook: Notebook) -> asyncio.Task[bool]:
         """Remove a container without making anybody wait; the task tells whether it is gone."""
         assert self._chores is not None, "containers are made after `open`"
-        return self._chores.create_task(self._removed(container))
+        return self._chores.create_task(self._removed(container, notebook))
 
-    async def _removed(self, container: str) -> bool:
+    async def _removed(self, container: str, notebook: Notebook) -> bool:
+        await notebook.flush()  # that its steps ended: who finds neither container nor note runs them again
         try:
             await self.engine.remove(container)
         except (EngineGoneError, EngineError) as error:
@@ -337,7 +338,7 @@ class DockerPlace:
         if name not in self._made:
             self._gpus.give_back(context)
         elif name not in self._removals:
-            self._removals[name] = removal = self._runtime.in_background(name)
+            self._removals[name] = removal = self._runtime.in_background(name, self._notebook)
             removal.add_done_callback(lambda gone: self._retired(context, gone))
 
     def _retired(self, context: Context, gone: asyncio.Task[bool]) -> None:
@@ -363,6 +364,7 @@ class DockerPlace:
 
     async def close(self) -> None:
         """See `Place`."""
+        await self._notebook.flush()
         with translated():
             if self._removals:
                 await asyncio.wait(self._removals.values())

@@ -136,7 +136,8 @@ class SharedContainer:
             relaunch = partial(self._launch, command, nonce)
             return ExecProcess(self._engine, self._container, command.key, nonce, relaunch=relaunch)
         nonce = os.urandom(12).hex()
-        await self._notebook.write(note, nonce)
+        self._notebook.write(note, nonce)
+        await self._notebook.flush()  # else a command could be started twice, in a container that outlives our machine
         stream = await self._launch(command, nonce)
         return ExecProcess(self._engine, self._container, command.key, nonce, stream=stream)
 

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from pistage.agent.gpus import Gpu, GpuPool, found_below
 from pistage.agent.runtimes.base import Command, Notebook, Place
-from pistage.agent.runtimes.process import PATH, ChildProcess, Launch, ProcessPlace, argv_of, remove_tree, started_at
+from pistage.agent.runtimes.process import (
+    PATH,
+    ChildProcess,
+    Launch,
+    ProcessPlace,
+    argv_of,
+    remove_tree,
+    started_at,
+)
 from pistage.config import AgentConfig
 from pistage.core import ids
 from pistage.core.plan import Context
@@ -88,8 +96,10 @@ class HostPlace(ProcessPlace):
     async def launch(self, directory: Path, context: Context, command: Command) -> ChildProcess:
         where = Path(command.workdir)
         if where.is_relative_to("/workspace") and ".." not in where.parts:
-            where = directory / "workspace" / where.relative_to("/workspace")
-            where.mkdir(parents=True, exist_ok=True)
+            below = where.relative_to("/workspace")
+            where = directory / "workspace" / below
+            if below.parts:
+                where.mkdir(parents=True, exist_ok=True)
         inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TZ") if name in os.environ}
         gpus = self._gpus.environment(await self._gpus.of(context))
         env = {"PATH": os.environ.get("PATH", PATH), "TMPDIR": str(directory / "tmp")} | inherited | dict(command.env)

@@ -25,6 +25,7 @@ from pistage.agent.runtimes.base import (
     script_argv,
 )
 from pistage.agent.runtimes.devices import AttemptGpus
+from pistage.agent.runtimes.spawned import Spawned
 from pistage.core import ids, limits
 from pistage.core.plan import Context, FailureClass
 from pistage.wire import Assign
@@ -51,9 +52,7 @@ class ChildProcess:
 
     container = ""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, pipes: Mapping[int, asyncio.StreamReader], mark: bytes
-    ) -> None:
+    def __init__(self, process: Spawned, pipes: Mapping[int, asyncio.StreamReader], mark: bytes) -> None:
         self._process = process
         self._mark = mark
         self._pipes = pipes
@@ -66,15 +65,8 @@ class ChildProcess:
         """Start it; ExecutionError if there is no such program."""
         pipes = {STDOUT: os.pipe2(os.O_CLOEXEC), STDERR: os.pipe2(os.O_CLOEXEC)}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *launch.argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=pipes[STDOUT][1],
-                stderr=pipes[STDERR][1],
-                env=dict(launch.env),
-                cwd=launch.directory,
-                start_new_session=True,
-            )
+            stdout, stderr = pipes[STDOUT][1], pipes[STDERR][1]
+            process = Spawned(launch.argv, env=launch.env, directory=launch.directory, stdout=stdout, stderr=stderr)
         except OSError as error:
             for read_end, _ in pipes.values():
                 os.close(read_end)
@@ -84,11 +76,14 @@ class ChildProcess:
         finally:
             for _, write_end in pipes.values():
                 os.close(write_end)
-        # Pipes of our own rather than asyncio's: its `wait` waits for them too, and so for whoever inherited them.
         readers = {number: asyncio.StreamReader(limit=_READ_BYTES) for number in pipes}
         child = cls(process, readers, f"PISTAGE_RUN_ID={launch.env.get('PISTAGE_RUN_ID', '')}".encode())
-        for number, (read_end, _) in pipes.items():
-            await child._connect(number, read_end)
+        try:
+            for number, (read_end, _) in pipes.items():
+                await child._connect(number, read_end)
+        except BaseException:  # nobody else knows of it yet
+            await child.kill()
+            raise
         return child
 
     async def _connect(self, number: int, read_end: int) -> None:
@@ -147,7 +142,7 @@ class ChildProcess:
         if self._process.returncode is None:
             await self.signal("KILL")
             await self._process.wait()
-        elif await asyncio.to_thread(_is_left_behind, self.pid, self._mark):
+        elif _has_members(self.pid) and await asyncio.to_thread(_is_left_behind, self.pid, self._mark):
             # The leader is gone, so its number could be a stranger's by now; what it left carries its environment.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -189,20 +184,23 @@ class ProcessPlace(ABC):
 
     async def start(self, context: Context, command: Command) -> Running:
         """See `Place`."""
-        if command.is_resumed or self._notebook.read(f"process:{command.key}"):
+        note = f"process:{command.key}"
+        is_of_before = self._notebook.is_inherited and not self._notebook.is_of_this_boot
+        if command.is_resumed or is_of_before or self._notebook.read(note):
             raise ExecutionError(FailureClass.LOST, "the agent was restarted, and its processes ended with it")
         if command.script is None and not (command.entrypoint or command.command):
             raise ExecutionError(FailureClass.REFUSED, "without an image there is no command to take from it")
         assert context.id.isalnum(), "contexts are named by the planner"
         directory = self._root / context.id
         try:
-            for name in ("workspace", "tmp"):
-                (directory / name).mkdir(parents=True, exist_ok=True)
+            for path in (self._root, directory, directory / "workspace", directory / "tmp"):
+                path.mkdir(exist_ok=True)
+            self._notebook.write(note, [0, 0])  # never twice, whatever happens from here on
             child = await self.launch(directory, context, command)
         except OSError as error:
             raise ExecutionError(FailureClass.FAILURE, f"no workspace could be made: {error}") from None
         self._children.append(child)
-        await self._notebook.write(f"process:{command.key}", [child.pid, started_at(child.pid)])
+        self._notebook.write(note, [child.pid, started_at(child.pid)])
         return child
 
     def retire(self, context: Context) -> None:
@@ -236,6 +234,17 @@ def started_at(pid: int) -> int:
 def parent_of(pid: int) -> int:
     """The process's parent; 0 if it is gone."""
     return int(_stat_of(pid)[1])
+
+
+def _has_members(group: int) -> bool:
+    """Whether there is a process group of that number, of whomever: a look that costs nothing, before one that does."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _is_left_behind(group: int, mark: bytes) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 
 from pistage.core import demand as demands
 from pistage.core.changes import TaskId, WaitingTask
 from pistage.core.schedule.agents import Agent
-from pistage.core.schedule.lines import Line, place_of
+from pistage.core.schedule.lines import Band, Line, place_of
 from pistage.core.schedule.shapes import Shape
 from pistage.core.schedule.view import Entry, View
 
@@ -68,7 +67,10 @@ class Explainer:
     def __init__(self, view: View, now: int) -> None:
         self._view = view
         self._now = now
-        self._obstacles: dict[tuple[int, TaskId | None], tuple[tuple[Obstacles, ...], bool]] = {}
+        self._obstacles: dict[tuple[Shape, TaskId | None], tuple[tuple[Obstacles, ...], bool]] = {}
+        self._standings: dict[
+            int, tuple[Band, tuple[int, float, int]]
+        ] = {}  # the band itself keeps its id from another
 
     def explain(self, task: TaskId) -> Explanation | None:
         """Why it waits; None if it does not, or has just got its place."""
@@ -77,7 +79,7 @@ class Explainer:
             return None
         shape = self._view.shape_of(entry.task)
         is_kept_for = task in self._view.fleet.kept
-        key = (id(shape), task if is_kept_for else None)
+        key = (shape, task if is_kept_for else None)
         if key not in self._obstacles:
             self._obstacles[key] = self._against(shape, task if is_kept_for else None)
         agents, is_placeable = self._obstacles[key]
@@ -124,32 +126,33 @@ class Explainer:
         line = entry.line
         if line is None:
             return None
-        own, ahead = line.band, Counter[str]()
-        level, share, _ = self._standing[id(own)]
+        own, ahead, total = line.band, Counter[str](), 0
+        level, share, _ = self._standing_of(own)
         place = place_of(entry.task)
         before = sum(other.count_before(place) for other in own.all_lines())
         for band in self._view.bands.values():
-            other_level, other_share, length = self._standing[id(band)]
+            other_level, other_share, length = self._standing_of(band)
+            total += length
             if band is own:
                 continue
             if other_level > level:
                 ahead[band.owner] += length
             elif other_level == level:  # they take turns
                 ahead[band.owner] += min(length, before + (other_share < share))
-        total = sum(length for _, _, length in self._standing.values())
         most = ahead.most_common(1)
         behind = most[0][0] if most and most[0][1] > before else (own.owner if before else None)
-        return Turn(place=before + ahead.total() + 1, count=total, behind=behind)
+        place_now = before + ahead.total() + 1
+        return Turn(
+            place=place_now, count=max(total, place_now), behind=behind
+        )  # it may have come since they were counted
 
-    @cached_property
-    def _standing(self) -> dict[int, tuple[int, float, int]]:
-        """The level of each band, the share of its owner, and how many tasks wait in it."""
-        return {
-            id(band): (
-                band.level(self._now), self._view.fleet.share_of(band.owner), sum(map(len, band.all_lines()))
-            )
-            for band in self._view.bands.values()
-        }  # fmt: skip
+    def _standing_of(self, band: Band) -> tuple[int, float, int]:
+        """The level of the band, the share of its owner, and how many tasks wait in it; also of one that is new."""
+        known = self._standings.get(id(band))
+        if known is None:
+            share, count = self._view.fleet.share_of(band.owner), sum(map(len, band.all_lines()))
+            known = self._standings[id(band)] = band, (band.level(self._now), share, count)
+        return known[1]
 
 
 def _named(runs: set[str]) -> str:

@@ -4,6 +4,7 @@ import pytest
 
 from pistage.core import changes as ch
 from pistage.core.plan import Resources
+from pistage.core.schedule import Explainer
 from tests.core.schedule.views import GIB, Desk, needs_label
 
 
@@ -119,3 +120,14 @@ def test_many_agents_are_told_of_in_few_words(desk: Desk) -> None:
     desk.task()
     assert brief(desk).endswith("; and 3 more agents")
     assert len(desk.explain("t").agents) == 8
+
+
+def test_an_explainer_that_is_kept_for_a_while_knows_of_tasks_that_came_since(desk: Desk) -> None:
+    desk.task("first", owner="ann")
+    explainer = Explainer(desk.view, desk.now)
+    assert explainer.explain(desk.waiting["first"].id) is not None
+    for name, owner in (("second", "bob"), ("third", "ann")):
+        desk.task(name, owner=owner)
+        found = explainer.explain(desk.waiting[name].id)
+        assert found is not None and found.turn is not None
+        assert found.turn.place <= found.turn.count

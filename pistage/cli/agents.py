@@ -1,8 +1,12 @@
-"""The verbs `agent ls|show|drain|resume`."""
+"""The verbs `agent ls|show|drain|resume|rm`."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import shlex
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import click
 
@@ -12,10 +16,12 @@ from pistage.client import Agent, Client
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
 
+_LOOK_EVERY_S: Final = 1.0
 
-@click.group("agent", short_help="List, show, drain and resume agents.")
+
+@click.group("agent", short_help="List, show, drain, resume and remove agents.")
 def agent_verb() -> None:
-    """List, show, drain and resume agents. An agent is named by its name, its id, or a prefix of the id."""
+    """List, show, drain, resume and remove agents. An agent is named by its name, its id, or a prefix of the id."""
 
 
 @agent_verb.command("ls")
@@ -31,13 +37,17 @@ def list_agents(*, fmt: str, config: Config[ClientConfig]) -> None:
     columns: dict[str, output.Cell] = {
         "NAME": lambda agent: str(agent["name"]),
         "STATE": _state,
+        "VERSION": lambda agent: str(agent.get("version") or "-"),
         "RUNTIMES": lambda agent: ",".join(agent.get("runtimes") or []),
         "SLOTS": lambda agent: _of(agent, "slots"),
         "CPUS": lambda agent: _of(agent, "cpus_milli", lambda milli: f"{milli / 1000:g}"),
         "MEMORY": lambda agent: _of(agent, "memory_bytes", output.size),
+        "GPUS": lambda agent: _of(agent, "gpus"),
         "LABELS": lambda agent: ",".join(f"{key}={value}" for key, value in (agent.get("labels") or {}).items()) or "-",
+        "EPOCH": lambda agent: str(agent.get("epoch") or "-"),
         "SEEN": output.age_of("last_seen"),
         "ID": lambda agent: str(agent["id"]),
+        "REASON": lambda agent: str(agent.get("reason") or ""),
     }
     output.print_items(groups.run(fetch()), columns, fmt=fmt)
 
@@ -58,10 +68,57 @@ def show_agent(*, name: str, fmt: str, config: Config[ClientConfig]) -> None:
 
 @agent_verb.command("drain")
 @click.argument("name")
+@options.duration_option(
+    "--deadline", "deadline_s", "What it still runs after this long is stopped and tried elsewhere: 90s, 10m."
+)
+@click.option("--wait", "is_waiting", is_flag=True, help="Wait until it has no work.")
+@options.duration_option("--timeout", "timeout_s", "With --wait: give up after this long.")
 @options.client_options
-def drain_agent(*, name: str, config: Config[ClientConfig]) -> None:
-    """Give an agent no new work; what it runs goes on."""
-    groups.run(_set_drain(config, name, is_draining=True))
+def drain_agent(
+    *, name: str, deadline_s: float | None, is_waiting: bool, timeout_s: float | None, config: Config[ClientConfig]
+) -> None:
+    """Give an agent no new work; what it runs goes on, or until the deadline.
+
+    Exit code 8 says that it still had work when --timeout was over; it goes on draining.
+    """
+    if timeout_s is not None and not is_waiting:
+        raise click.UsageError("--timeout is for --wait")
+    groups.run(_drain(config, name, deadline_s, is_waiting=is_waiting, timeout_s=timeout_s))
+
+
+async def _drain(
+    config: Config[ClientConfig], name: str, deadline_s: float | None, *, is_waiting: bool, timeout_s: float | None
+) -> None:
+    async with connect(config) as connection:
+        agent = await _find(connection.client, name)
+        await connection.client.drain_agent(agent["id"], deadline_s=deadline_s)
+        until = f"; what it runs is stopped in {output.duration(deadline_s)}" if deadline_s is not None else ""
+        output.say(f"{agent['name']}: takes no new work{until}")
+        if is_waiting:
+            await _until_idle(connection.client, agent, timeout_s)
+            output.say(f"{agent['name']}: has no work")
+
+
+async def _until_idle(client: Client, agent: Agent, timeout_s: float | None) -> None:
+    """Until nothing is reserved on it, or nobody knows it any more; `timeout` if that takes too long."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    told: int | None = None
+    while True:
+        agents: list[Agent] = (await client.fetch_agents())["items"]
+        count = next((one["used"]["slots"] for one in agents if one["id"] == agent["id"]), 0)
+        if not count:
+            return
+        if count != told:
+            told = count
+            output.say(f"{agent['name']}: {_tasks(count)} to go")
+        left_s = _LOOK_EVERY_S if deadline is None else deadline - time.monotonic()
+        if left_s <= 0:
+            raise PistageError(
+                Code.TIMEOUT,
+                f"agent {agent['name']} still has {_tasks(count)}",
+                hint=f"it goes on draining; pistage agent resume {shlex.quote(agent['name'])} takes that back",
+            )
+        await asyncio.sleep(min(_LOOK_EVERY_S, left_s))
 
 
 @agent_verb.command("resume")
@@ -69,14 +126,35 @@ def drain_agent(*, name: str, config: Config[ClientConfig]) -> None:
 @options.client_options
 def resume_agent(*, name: str, config: Config[ClientConfig]) -> None:
     """Let a drained agent take work again."""
-    groups.run(_set_drain(config, name, is_draining=False))
+
+    async def resume() -> Agent:
+        async with connect(config) as connection:
+            agent = await _find(connection.client, name)
+            return await connection.client.resume_agent(agent["id"])
+
+    output.say(f"{groups.run(resume())['name']}: takes work again")
 
 
-async def _set_drain(config: Config[ClientConfig], name: str, *, is_draining: bool) -> None:
-    async with connect(config) as connection:
-        agent = await _find(connection.client, name)
-        await connection.client.set_agent_drain(agent["id"], is_draining=is_draining)
-    output.say(f"{agent['name']}: {'takes no new work' if is_draining else 'takes work again'}")
+@agent_verb.command("rm")
+@click.argument("name")
+@click.option("--force", "is_forced", is_flag=True, help="Also one that is connected or at work: give its work up.")
+@options.client_options
+def remove_agent(*, name: str, is_forced: bool, config: Config[ClientConfig]) -> None:
+    """Forget an agent that will not come back. One that is connected must be stopped first: it would register again.
+
+    With --force what it runs is lost, and tried elsewhere as its retries allow.
+    """
+
+    async def remove() -> dict[str, Any]:
+        async with connect(config) as connection:
+            agent = await _find(connection.client, name)
+            return await connection.client.remove_agent(agent["id"], is_forced=is_forced)
+
+    removed = groups.run(remove())
+    lost = len(removed["attempts_lost"])
+    output.say(f"{removed['name']}: removed{f', {_tasks(lost)} given up' if lost else ''}")
+    if removed["was_connected"]:
+        output.say("it was connected: unless it is stopped, it registers again by itself", fg="yellow")
 
 
 async def _find(client: Client, name: str) -> Agent:
@@ -91,9 +169,20 @@ async def _find(client: Client, name: str) -> Agent:
 
 
 def _state(agent: Any) -> str:
-    if agent.get("is_draining"):
-        return f"{agent.get('state', '')} draining".strip()
-    return str(agent.get("state") or ("connected" if agent.get("is_connected") else "gone"))
+    state = str(agent.get("state") or ("connected" if agent.get("is_connected") else "gone"))
+    if state == "up" and agent.get("is_connected") is False:
+        state = "up, not connected"
+    if not agent.get("is_draining"):
+        return state
+    until = output.parse_time(agent.get("drain_until"))
+    if until is None:
+        return f"{state}, draining"
+    left_s = (until - datetime.now(UTC)).total_seconds()
+    return f"{state}, draining, {output.duration(left_s)} left" if left_s > 0 else f"{state}, draining, time is over"
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task{'s' * (count != 1)}"
 
 
 def _of(agent: Any, key: str, text: Any = str) -> str:

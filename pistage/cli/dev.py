@@ -109,9 +109,9 @@ NEXT_COMMANDS = """in another terminal:
 
 
 async def _demo(client: Client, *, is_plain: bool) -> int:
-    from pistage.cli.run import followed
+    from pistage.cli.run import Manner, followed
     from pistage.predefined import example
 
     run = await client.submit_run({"definition": example("demo")})
-    ended = await followed(Connection(client=client, is_embedded=True), run, is_plain=is_plain)
+    ended = await followed(Connection(client=client, is_embedded=True), run, Manner(is_plain=is_plain))
     return follow.say_result(ended)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from contextlib import aclosing
-from typing import Final, Protocol, Self
+from contextlib import aclosing, suppress
+from typing import Any, Final, Protocol, Self
 
 from pistage.cli import groups, output
 from pistage.cli.plain import PlainScreen
 from pistage.cli.progress import Progress
-from pistage.client import Chunk, Client, Event, Run
+from pistage.client import Chunk, Client, Event, Run, Selection
 from pistage.errors import Code, PistageError
 
 #: After the end of a run, a live screen shows output that is still on its way for this long.
 _LAST_LINES_S: Final = 1.0
 _LOOK_EVERY_S: Final = 1.5  # why a task waits is no event of the run, so it is asked for
-_HOPELESS_S: Final = 3.0
+_HOPELESS_S: Final = 3.0  # that no agent could ever take a task is believed after this long: one may be about to come
+_LOOK_AGAIN_S: Final = 1.0
+_AGENTS_NAMED_MAX: Final = 20
 EXIT_CODES: Final = {"succeeded": 0, "failed": 1, "lost": 1, "cancelled": 3}
 
 
@@ -63,6 +65,51 @@ async def follow(
         ended = await client.fetch_run(run["id"])
         screen.on_end(ended)
     return ended
+
+
+async def until_over(client: Client, run: Run, *, is_alone: bool = False) -> Run:
+    """Wait in silence until the run is over; the run as it ended.
+
+    PistageError `unplaceable` as soon as something waits that no agent there is could ever take. With `is_alone`
+    nobody but this process gives the run an agent, and that one gets a moment longer to come.
+    """
+    async with groups.one_error(), asyncio.TaskGroup() as group:
+        looking = group.create_task(_refuse_the_hopeless(client, run, _HOPELESS_S if is_alone else _LOOK_AGAIN_S))
+        async with aclosing(client.follow_events(run["id"])) as events:
+            async for _ in events:
+                pass
+        looking.cancel()
+    return await client.fetch_run(run["id"])
+
+
+async def _refuse_the_hopeless(client: Client, run: Run, patience_s: float) -> None:
+    hopeless_s = 0.0
+    while True:
+        with suppress(PistageError):  # the events say what becomes of the run; this only looks on
+            tasks = (await client.fetch_run(run["id"]))["tasks"]
+            stuck = [task["name"] for task in tasks if task["state"] == "queued" and not task.get("is_placeable", True)]
+            if not stuck:
+                hopeless_s = 0.0
+            elif hopeless_s >= patience_s:
+                break
+            else:
+                hopeless_s += _LOOK_AGAIN_S
+        await asyncio.sleep(_LOOK_AGAIN_S)
+    raise await _hopeless(client, run, stuck[0])
+
+
+async def _hopeless(client: Client, run: Run, name: str) -> PistageError:
+    title = f"{run['name']}#{run['number']}"
+    told: Any = (await client.fetch_why(run["id"], task=name))["tasks"][0]
+    agents = ((told.get("waiting") or {}).get("agents") or [])[: _AGENTS_NAMED_MAX + 1]
+    reasons = [f"{one['name']}: {', '.join(one['reasons'])}" for one in agents[:_AGENTS_NAMED_MAX]]
+    reasons += ["…"] if len(agents) > _AGENTS_NAMED_MAX else []
+    return PistageError(
+        Code.UNPLACEABLE,
+        f"task {name!r} cannot be placed on any agent there is: {'; '.join(reasons) or 'no agent has registered'}",
+        hint=f"{title} stays queued until one comes that can: pistage why {_quoted(title)} says more, "
+        f"pistage cancel {_quoted(title)} gives it up",
+    )
 
 
 def is_terminal() -> bool:
@@ -139,6 +186,6 @@ async def _tell_of_waiting(client: Client, run_id: str, screen: Screen, *, is_al
 
 
 async def _show_output(client: Client, run_id: str, screen: Screen) -> None:
-    async with aclosing(client.follow_chunks(run_id)) as chunks:
+    async with aclosing(client.follow_chunks(run_id, Selection(has_kept=False))) as chunks:
         async for chunk in chunks:
             screen.on_chunk(chunk)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import click
 
-from pistage.cli import groups, options, terminal
+from pistage.cli import groups, naming, options, terminal
 from pistage.cli.connect import connect
 from pistage.cli.progress import Progress
 from pistage.client import Chunk, Client, Selection
 from pistage.config import ClientConfig, Config
-from pistage.errors import Code, PistageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,19 +145,9 @@ class Printer:
 
 
 async def _select(client: Client, what: str, stream: str | None) -> tuple[Progress, Selection, int]:
-    """The run that `what` names, the selection, and how many steps that is. Names of runs may hold slashes too."""
-    run = None
-    parts = what.split("/")
-    for count in range(1, len(parts) + 1):
-        try:
-            run = await client.fetch_run("/".join(parts[:count]))
-            break
-        except PistageError as error:
-            if error.code != Code.NOT_FOUND or count == len(parts):
-                raise
-    assert run is not None
+    """The run that `what` names, the selection, and how many steps that is."""
+    run, rest = await naming.find_run(client, what)
     progress = Progress(run, await client.fetch_plan(run["id"]))
-    rest = "/".join(parts[count:])
     if not rest:
         return progress, Selection(stream=stream), progress.step_count()
     task, step = _task_and_step(progress, rest)
@@ -175,13 +164,5 @@ def _task_and_step(progress: Progress, rest: str) -> tuple[str, str | None]:
             for step_id, step in task.steps.items():
                 if wanted in {step_id, step.name}:
                     return name, step_id
-            raise _unknown("step", wanted, [f"{step_id} ({step.name})" for step_id, step in task.steps.items()])
-    raise _unknown("task", rest, list(progress.tasks))
-
-
-def _unknown(kind: str, name: str, known: list[str]) -> PistageError:
-    return PistageError(
-        Code.NOT_FOUND,
-        f"no {kind} {name!r} in this run",
-        hint=f"it has {', '.join(map(terminal.one_line, known[:20]))}",
-    )
+            raise naming.unknown("step", wanted, [f"{step_id} ({step.name})" for step_id, step in task.steps.items()])
+    raise naming.unknown("task", rest, list(progress.tasks))

@@ -85,6 +85,21 @@ def _option(key: str, field: Any, description: str) -> Decorator:
     return click.option(flag, key, type=kind, default=None, metavar=metavar, help=description)
 
 
+def duration_option(flag: str, name: str, text: str) -> Decorator:
+    """An option of seconds, written as durations are everywhere: `90`, `90s`, `10m`, `1h30m`."""
+
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+        from pistage.core.definition.units import seconds_of
+
+        if value is None:
+            return None
+        if (seconds := seconds_of(value.strip())) is None:
+            raise click.BadParameter(f"expected a duration such as 90s, 10m or 1h30m, got {value!r}", ctx, param)
+        return seconds
+
+    return click.option(flag, name, metavar="DURATION", callback=convert, help=text)
+
+
 def submission_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What `run` and `plan` take with a definition: `pairs` and `with_file` of parameters, and `start_node`."""
     given = (

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pistage.cli import output, terminal
-from pistage.client import Chunk, Event, Run
+from pistage.client import Chunk, Event, Run, Task
 
 TAIL_LINES: Final = 200
 LABEL_CHARS_MAX: Final = 32
@@ -62,6 +62,9 @@ class Progress:
         self.run = Work(self.title, state="queued", started_at=output.parse_time(run.get("created_at")))
         self.notes: list[str] = [terminal.one_line(note) for note in run.get("notes") or []]
         self.tasks = {task["name"]: _task(task) for task in plan["tasks"]}
+        for task in run.get("tasks") or []:
+            if task.get("kept_from") and task["name"] in self.tasks:
+                _keep(self.tasks[task["name"]], task)
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     @property
@@ -155,6 +158,16 @@ def _task(plan: Mapping[str, Any]) -> TaskProgress:
     rows = list(_rows(plan["body"], 0))
     steps = {row.step: Work(row.label) for row in rows if row.step is not None}
     return TaskProgress(name=str(plan["name"]), needs=tuple(plan.get("needs") or ()), rows=rows, steps=steps)
+
+
+def _keep(task: TaskProgress, kept: Task) -> None:
+    """Its steps are those of the attempt that is kept; no event of this run will tell of them."""
+    last = (kept.get("attempts") or [{}])[-1]
+    for step in last.get("steps") or []:
+        if (known := task.steps.get(step["id"])) is not None:
+            known.state, known.exit_code = step["state"], step.get("exit_code")
+            known.started_at = output.parse_time(step.get("started_at"))
+            known.finished_at = output.parse_time(step.get("finished_at"))
 
 
 def _rows(node: Mapping[str, Any], depth: int) -> Iterator[Row]:

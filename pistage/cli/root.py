@@ -29,7 +29,12 @@ class Verb:
     family: str
 
 
-_RUN, _LOOK, _CLUSTER, _SETUP = "Run pipelines", "Look at runs", "Run and look after a cluster", "Set up"
+_RUN, _LOOK, _CLUSTER, _SETUP = (
+    "Run pipelines",
+    "Look at runs, and steer them",
+    "Run and look after a cluster",
+    "Set up",
+)
 
 VERBS: Final[dict[str, Verb]] = {
     "run": Verb("run", "Run a definition or a registered action and follow it.", _RUN),
@@ -39,12 +44,16 @@ VERBS: Final[dict[str, Verb]] = {
     "ps": Verb("runs", "List runs, the newest first.", _LOOK),
     "show": Verb("runs", "Show a run: its tasks, attempts and steps.", _LOOK),
     "logs": Verb("logs", "Print the output of a run, a task or a step.", _LOOK),
+    "why": Verb("why", "Say why a run's tasks are where they are, agent by agent.", _LOOK),
     "watch": Verb("watch", "Follow a run live until it is over.", _LOOK),
     "wait": Verb("watch", "Wait until a run is over and exit with its code.", _LOOK),
-    "cancel": Verb("runs", "Cancel a run.", _LOOK),
+    "retry": Verb("retry", "Run an ended run again, whole or from what failed, and follow it.", _LOOK),
+    "cancel": Verb("runs", "Cancel a run, or a task of it.", _LOOK),
+    "priority": Verb("runs", "Give a run that waits another priority.", _LOOK),
+    "queue": Verb("queues", "List queues and say how they are served.", _LOOK),
     "dev": Verb("dev", "Start a master and an agent in one process.", _CLUSTER),
     "serve": Verb("serve", "Start a master or an agent.", _CLUSTER),
-    "agent": Verb("agents", "List, show, drain and resume agents.", _CLUSTER),
+    "agent": Verb("agents", "List, show, drain, resume and remove agents.", _CLUSTER),
     "cluster": Verb("cluster", "Show, grow, mend, back up and restore the masters.", _CLUSTER),
     "config": Verb("setup", "Show each configuration key, its value and where that came from.", _SETUP),
     "doctor": Verb("doctor", "Find what is wrong with this machine and say how to mend it.", _SETUP),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,44 @@ from pistage.errors import Code, PistageError
 _CANCEL_S = 30.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a verb stays with the run that it made: not at all, in silence, or by showing it."""
+
+    is_detached: bool = False
+    is_quiet: bool = False
+    is_plain: bool = False
+
+
+def manner_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of verbs that make a run; they arrive as one `manner`."""
+
+    @functools.wraps(function)
+    def collected(*args: Any, is_detached: bool, is_quiet: bool, is_plain: bool, **kwargs: Any) -> Any:
+        if is_detached and is_quiet:
+            raise click.UsageError("--detach and --wait: give one; `pistage wait RUN` waits later")
+        manner = Manner(is_detached=is_detached, is_quiet=is_quiet, is_plain=is_plain)
+        return function(*args, manner=manner, **kwargs)
+
+    given = (
+        click.option(
+            "--detach", "is_detached", is_flag=True, help="Print the run's id and leave; needs a server or a `dev`."
+        ),
+        click.option(
+            "--wait", "is_quiet", is_flag=True,
+            help="Show nothing; exit at the end, or with 6 at once where no agent there is could ever take a task.",
+        ),
+        click.option("--plain", "is_plain", is_flag=True, help="Plain lines, also on a terminal."),
+    )  # fmt: skip
+    for option in reversed(given):
+        collected = option(collected)
+    return collected
+
+
 @click.command("run", short_help="Run a definition or a registered action and follow it.")
 @click.argument("target", metavar="FILE|ACTION")
 @options.submission_options
-@click.option("--detach", is_flag=True, help="Print the run's id and leave; needs a server or a `dev`.")
-@click.option("--plain", is_flag=True, help="Plain lines, also on a terminal.")
+@manner_options
 @click.option(
     "--runtime",
     type=click.Choice(["docker", "sandbox", "host"]),
@@ -38,8 +74,7 @@ def run_verb(
     pairs: tuple[str, ...],
     with_file: Path | None,
     start_node: str | None,
-    detach: bool,
-    plain: bool,
+    manner: Manner,
     runtime: str | None,
     verbose: int,
     config: Config[ClientConfig],
@@ -47,53 +82,65 @@ def run_verb(
     """Run a definition or a registered action and follow it to its end.
 
     Without a server configured and without a `pistage dev`, it runs in an embedded cluster of its own. `-` reads the
-    definition from stdin. Exit code: 0 succeeded, 1 failed, 3 cancelled. Ctrl-C detaches: the run goes on, unless the
-    cluster is embedded, where it is cancelled.
+    definition from stdin. Exit code: 0 succeeded, 1 failed, 3 cancelled; with --wait 6 where no agent there is could
+    ever take a task. Ctrl-C detaches: the run goes on, unless the cluster is embedded, where it is cancelled.
     """
     from pistage.cli.serve import start_logging
 
     start_logging(verbose, quiet=True, is_brief=True)
     given = documents.parameters(pairs, with_file)
     body = documents.submission(target, parameters=given, start_node=start_node)
-    return groups.run(_run(config, target, body, is_detached=detach, is_plain=plain, runtime=runtime))
+    return groups.run(_run(config, target, body, manner, runtime=runtime))
 
 
 async def _run(
     config: Config[ClientConfig],
     target: str,
     body: dict[str, Any],
+    manner: Manner,
     *,
-    is_detached: bool,
-    is_plain: bool,
     runtime: str | None,
 ) -> int:
     async with connect(config, needs_agent=True, may_found=True, runtime=runtime) as connection:
-        if is_detached and connection.is_embedded:
-            raise click.UsageError("--detach needs a cluster that stays: start `pistage dev`, or set --server")
+        refuse_unless_it_may_leave(connection, manner)
         with documents.named(target):
             run = await connection.client.submit_run(body)
         for finding in run.get("warnings") or []:
             output.say(findings.line(finding, target), fg="yellow")
-        if is_detached:
-            click.echo(run["id"])
-            output.say(f"follow it: pistage watch {run['name']}#{run['number']}")
-            return 0
-        output.say(f"run {run['name']}#{run['number']} {run['id']}")
-        ended = await followed(connection, run, is_plain=is_plain)
-        return follow.say_result(ended)
+        return await see_through(connection, run, manner)
 
 
-async def followed(connection: Connection, run: Run, *, is_plain: bool) -> Run:
+def refuse_unless_it_may_leave(connection: Connection, manner: Manner) -> None:
+    """A usage error if the verb is to leave a run whose cluster would leave with it."""
+    if manner.is_detached and connection.is_embedded:
+        raise click.UsageError("--detach needs a cluster that stays: start `pistage dev`, or set --server")
+
+
+async def see_through(connection: Connection, run: Run, manner: Manner) -> int:
+    """Stay with a run that was just made, or leave it; the exit code."""
+    title = f"{run['name']}#{run['number']}"
+    if manner.is_detached:
+        click.echo(run["id"])
+        output.say(f"follow it: pistage watch {shlex.quote(title)}")
+        return 0
+    output.say(f"run {title} {run['id']}")
+    ended = await followed(connection, run, manner)
+    if manner.is_quiet:
+        click.echo(f"{title} {ended['state']}")
+    return follow.say_result(ended)
+
+
+async def followed(connection: Connection, run: Run, manner: Manner) -> Run:
     """Follow to the end. Interrupted, it says how to look again; an embedded run is cancelled first."""
     title = f"{run['name']}#{run['number']}"
     try:
         async with groups.one_error(), asyncio.TaskGroup() as group:
             watch = group.create_task(_end_orphaned(connection, title))
-            ended = await follow.follow(connection.client, run, is_plain=is_plain, is_alone=connection.is_embedded)
+            ended = await _until_over(connection, run, manner)
             watch.cancel()
         return ended
     except PistageError as error:
-        if error.code is Code.UNPLACEABLE:
+        if error.code is Code.UNPLACEABLE and connection.is_embedded:  # its cluster ends here, and it with that
             await _cancel(connection.client, run)
         raise
     except asyncio.CancelledError:
@@ -103,6 +150,13 @@ async def followed(connection: Connection, run: Run, *, is_plain: bool) -> Run:
         else:
             output.say(f"detached: the run goes on; look again with: pistage watch '{title}'")
         raise
+
+
+async def _until_over(connection: Connection, run: Run, manner: Manner) -> Run:
+    client, is_alone = connection.client, connection.is_embedded
+    if manner.is_quiet:
+        return await follow.until_over(client, run, is_alone=is_alone)
+    return await follow.follow(client, run, is_plain=manner.is_plain, is_alone=is_alone)
 
 
 async def _end_orphaned(connection: Connection, title: str) -> None:

@@ -1,12 +1,13 @@
-"""The verbs `ps`, `show` and `cancel`."""
+"""The verbs `ps`, `show`, `cancel` and `priority`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from pistage.cli import groups, options, output, terminal
+from pistage.cli import groups, naming, options, output, terminal
 from pistage.cli.connect import connect
 from pistage.cli.plain import ended
 from pistage.cli.progress import OVER, waits
@@ -17,18 +18,26 @@ from pistage.config import ClientConfig, Config
 @click.command("ps", short_help="List runs, the newest first.")
 @click.option("--state", metavar="STATE", help="Only runs in this state.")
 @click.option("--name", metavar="NAME", help="Only runs of this name.")
+@click.option("--queue", metavar="NAME", help="Only runs of this queue.")
 @click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True, help="How many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on from where the page before ended.")
 @output.format_option()
 @options.client_options
 def ps_verb(
-    *, state: str | None, name: str | None, limit: int, cursor: str | None, fmt: str, config: Config[ClientConfig]
+    *,
+    state: str | None,
+    name: str | None,
+    queue: str | None,
+    limit: int,
+    cursor: str | None,
+    fmt: str,
+    config: Config[ClientConfig],
 ) -> None:
     """List runs, the newest first."""
 
     async def fetch() -> Page:
         async with connect(config) as connection:
-            return await connection.client.fetch_runs(state=state, name=name, limit=limit, cursor=cursor)
+            return await connection.client.fetch_runs(state=state, name=name, queue=queue, limit=limit, cursor=cursor)
 
     page = groups.run(fetch())
     columns: dict[str, output.Cell] = {
@@ -36,6 +45,7 @@ def ps_verb(
         "STATE": output.state_of,
         "ELAPSED": output.elapsed_of,
         "CREATED": output.age_of("created_at"),
+        "QUEUE": _place_of,
         "OWNER": lambda run: str(run.get("owner") or "-"),
         "ID": lambda run: str(run["id"]),
         "REASON": lambda run: str(run.get("reason") or ""),
@@ -62,25 +72,48 @@ def show_verb(run: str, fmt: str, config: Config[ClientConfig]) -> None:
     _print_run(groups.run(fetch()), fmt)
 
 
-@click.command("cancel", short_help="Cancel a run.")
-@click.argument("run")
+@click.command("cancel", short_help="Cancel a run, or a task of it.")
+@click.argument("what", metavar="RUN[/TASK]")
 @output.format_option()
 @options.client_options
-def cancel_verb(run: str, fmt: str, config: Config[ClientConfig]) -> None:
-    """Cancel a run. What runs is stopped, and the run is `cancelled` once that is proven gone."""
+def cancel_verb(what: str, fmt: str, config: Config[ClientConfig]) -> None:
+    """Cancel a run, or one task of it, and skip what needs that.
 
-    async def cancel() -> Run:
+    What runs is stopped, and is `cancelled` once that is proven gone.
+    """
+
+    async def cancel() -> tuple[Run, str | None]:
         async with connect(config) as connection:
-            return await connection.client.cancel_run(run)
+            run, task = await naming.find_task(connection.client, what)
+            return await connection.client.cancel_run(run["id"], task=task), task
 
-    cancelled = groups.run(cancel())
-    output.say(f"{cancelled['name']}#{cancelled['number']} is {_cancel_state(cancelled)}")
+    cancelled, name = groups.run(cancel())
+    state, title = cancelled["state"], naming.title_of(cancelled)
+    if name is not None:
+        state = next(task["state"] for task in cancelled["tasks"] if task["name"] == name)
+        title = f"{title}/{name}"
+    output.say(f"{title} is {state if state in OVER else 'being cancelled'}")
     if fmt != "table":
         _print_run(cancelled, fmt)
 
 
-def _cancel_state(run: Run) -> str:
-    return run["state"] if run["state"] in OVER else "being cancelled"
+@click.command("priority", short_help="Give a run that waits another priority.")
+@click.argument("run")
+@click.argument("priority", type=click.IntRange(0, 1000))
+@options.client_options
+def priority_verb(run: str, priority: int, config: Config[ClientConfig]) -> None:
+    """Give a run that has not ended another priority, 0 to 1000; higher goes first.
+
+    It counts for its tasks that have no place yet; what runs is not disturbed.
+    """
+
+    async def change() -> tuple[Run, Run]:
+        async with connect(config) as connection:
+            old = await connection.client.fetch_run(run)
+            return old, await connection.client.set_run_priority(old["id"], priority)
+
+    old, new = groups.run(change())
+    output.say(f"{naming.title_of(new)}: priority {new['priority']}, was {old['priority']}")
 
 
 def _print_run(run: Run, fmt: str) -> None:
@@ -99,10 +132,22 @@ def _described(run: Run) -> Iterator[str]:
     yield f"  id       {run['id']}"
     yield f"  owner    {terminal.one_line(run.get('owner') or '-')}"
     yield f"  created  {run.get('created_at')}"
+    if run.get("queue"):
+        yield f"  queue    {_place_of(run)}"
+    if group := run.get("concurrency"):
+        yield f"  group    {terminal.one_line(group['group'])}, {group['limit']} at one time"
+    if run.get("retry_of"):
+        yield f"  retries  {terminal.one_line(run['name'])}#{run.get('retry_of_number')}"
     for note in run.get("notes") or []:
         yield click.style(f"  note     {terminal.one_line(note)}", fg="yellow", bold=True)
     for task in run.get("tasks") or []:
         yield from _task_lines(task)
+
+
+def _place_of(run: Any) -> str:
+    """The queue, and the priority where that is not the usual one."""
+    priority = f", priority {run['priority']}" if run.get("priority") else ""
+    return f"{run.get('queue') or '-'}{priority}"
 
 
 def _task_lines(task: Task) -> Iterator[str]:

@@ -26,23 +26,24 @@ def watch_verb(run: str, plain: bool, config: Config[ClientConfig]) -> int:
 
 
 async def _watch(config: Config[ClientConfig], name: str, *, is_plain: bool) -> int:
-    from pistage.cli.run import followed
+    from pistage.cli.run import Manner, followed
 
     async with connect(config, needs_agent=True) as connection:
         run = await connection.client.fetch_run(name)
-        ended = await followed(connection, run, is_plain=is_plain)
+        ended = await followed(connection, run, Manner(is_plain=is_plain))
         return follow.say_result(ended)
 
 
 @click.command("wait", short_help="Wait until a run is over and exit with its code.")
 @click.argument("run")
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after this long."
-)
+@options.duration_option("--timeout", "timeout_s", "Give up after this long: 90s, 10m.")
 @output.format_option("table", "json", "yaml", "name")
 @options.client_options
 def wait_verb(run: str, timeout_s: float | None, fmt: str, config: Config[ClientConfig]) -> int:
-    """Wait until a run is over and exit with its code: 0 succeeded, 1 failed, 3 cancelled, 8 the wait timed out."""
+    """Wait until a run is over and exit with its code: 0 succeeded, 1 failed, 3 cancelled.
+
+    6 says that something waits which no agent there is could ever take, 8 that the wait timed out; the run goes on.
+    """
     ended = groups.run(_wait(config, run, timeout_s))
     match fmt:
         case "table":
@@ -59,12 +60,10 @@ async def _wait(config: Config[ClientConfig], name: str, timeout_s: float | None
         run = await connection.client.fetch_run(name)
         try:
             async with asyncio.timeout(timeout_s):
-                async for _ in connection.client.follow_events(run["id"]):
-                    pass
+                return await follow.until_over(connection.client, run, is_alone=connection.is_embedded)
         except TimeoutError:
             raise PistageError(
                 Code.TIMEOUT,
                 f"{run['name']}#{run['number']} is not over after {timeout_s:g} s",
                 hint="it goes on; `pistage watch` shows what it does",
             ) from None
-        return await connection.client.fetch_run(run["id"])

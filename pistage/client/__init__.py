@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pistage.client.answers import Agent, Attempt, Chunk, Event, Page, Run, Selection, Step, Task
+from pistage.client.answers import Agent, Attempt, Chunk, Event, Page, Queue, Run, Selection, Step, Task, Why
 from pistage.client.client import Client
 
-__all__ = ["Agent", "Attempt", "Chunk", "Client", "Event", "Page", "Run", "Selection", "Step", "Task"]
+__all__ = ["Agent", "Attempt", "Chunk", "Client", "Event", "Page", "Queue", "Run", "Selection", "Step", "Task", "Why"]

@@ -49,6 +49,10 @@ class Task(TypedDict, total=False):
     name: str
     state: str
     reason: str
+    kept_from: str | None  # the run that it was kept from, whose attempts are shown
+    cancel_reason: str | None
+    queue_timeout_s: float | None
+    on_partition: str
     waiting: str  # why a queued task waits
     is_placeable: bool  # whether an agent there is could ever take it
     needs: list[str]
@@ -65,6 +69,11 @@ class Run(TypedDict, total=False):
     owner: str
     state: str
     reason: str
+    priority: int
+    queue: str
+    concurrency: dict[str, Any] | None  # its group, and the limit of that
+    retry_of: str | None  # the run that it tries again
+    retry_of_number: int | None
     notes: list[str]
     warnings: list[dict[str, Any]]
     created_at: str
@@ -74,14 +83,34 @@ class Run(TypedDict, total=False):
     applied_index: int
 
 
+class Why(Run, total=False):
+    """A run whose `tasks` say why they are where they are; `more` have not been told."""
+
+    more: int
+
+
+class Queue(TypedDict, total=False):
+    """A queue: how it is served, and how many of its runs run and wait."""
+
+    name: str
+    priority: int
+    limit: int | None
+    placing: str
+    is_set: bool  # something was said about it
+    running: int
+    waiting: int
+
+
 class Agent(TypedDict, total=False):
     """An agent as the cluster knows it."""
 
     id: str
     name: str
     state: str
+    reason: str
     is_connected: bool
     is_draining: bool
+    drain_until: str | None  # when what it runs is to be stopped
     epoch: int
     version: str
     runtimes: list[str]
@@ -134,8 +163,10 @@ class Selection:
     step: str | None = None
     attempt: str | None = None
     stream: str | None = None
+    has_kept: bool = True  # also what tasks printed that were kept from an earlier run
 
     def parameters(self) -> dict[str, str]:
         """As the query of a request."""
         named = {"task": self.task, "step": self.step, "attempt": self.attempt, "stream": self.stream}
-        return {key: value for key, value in named.items() if value is not None}
+        given = {key: value for key, value in named.items() if value is not None}
+        return given if self.has_kept else given | {"kept": "0"}

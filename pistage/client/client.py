@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from pistage import wire
 from pistage.client import backup, transport
-from pistage.client.answers import Agent, Chunk, Event, Page, Run, Selection
+from pistage.client.answers import Agent, Chunk, Event, Page, Queue, Run, Selection, Why
 from pistage.client.streams import Streams
 from pistage.client.transport import Request, Transport
 
@@ -77,15 +77,42 @@ class Client:
         return cast(dict[str, Any], (await self._get(f"{_run_path(run)}/plan"))["plan"])
 
     async def fetch_runs(
-        self, *, state: str | None = None, name: str | None = None, limit: int | None = None, cursor: str | None = None
+        self,
+        *,
+        state: str | None = None,
+        name: str | None = None,
+        queue: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
     ) -> Page:
         """One page of runs, the newest first."""
-        given = {"state": state, "name": name, "limit": limit, "cursor": cursor}
+        given = {"state": state, "name": name, "queue": queue, "limit": limit, "cursor": cursor}
         return cast(Page, await self._get("/runs", {key: str(v) for key, v in given.items() if v is not None}))
 
-    async def cancel_run(self, run: str) -> Run:
-        """Ask for the end of a run; its tasks end once their processes are gone."""
-        return cast(Run, await self._post(f"{_run_path(run)}/cancel", {}))
+    async def fetch_why(self, run: str, *, task: str | None = None) -> Why:
+        """Why each task of the run that has not succeeded is where it is, or the one task that is named."""
+        return cast(Why, await self._get(f"{_run_path(run)}/why", {} if task is None else {"task": task}))
+
+    async def retry_run(
+        self, run: str, *, is_failed_only: bool = False, start: str | None = None, request_key: str | None = None
+    ) -> Run:
+        """Run an ended run again: whole, only what failed, or from the task `start` on; the new run.
+
+        `request_key` is as for `submit_run`.
+        """
+        body: dict[str, Any] = {"failed": True} if is_failed_only else {}
+        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        given = body if start is None else body | {"from": start}
+        return cast(Run, await self._post(f"{_run_path(run)}/retry", given, headers=headers))
+
+    async def cancel_run(self, run: str, *, task: str | None = None) -> Run:
+        """Ask for the end of a run, or of one task of it; tasks end once their processes are gone."""
+        parameters = {} if task is None else {"task": task}
+        return cast(Run, await self._post(f"{_run_path(run)}/cancel", {}, parameters=parameters))
+
+    async def set_run_priority(self, run: str, priority: int) -> Run:
+        """Give a run that has not ended another priority."""
+        return cast(Run, await self._post(f"{_run_path(run)}/priority", {"priority": priority}))
 
     def follow_events(self, run: str, *, after: str = "") -> AsyncGenerator[Event, None]:
         """What happened to the run and what happens next, until it is over; survives a master that restarts."""
@@ -133,16 +160,41 @@ class Client:
         """Forget every version of an action; runs that exist keep their plans."""
         await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/actions/{_quoted(name)}"))
 
+    # --- queues --------------------------------------------------------------------------------------------
+
+    async def fetch_queues(self) -> list[Queue]:
+        """Every queue that was set or has runs."""
+        return cast("list[Queue]", (await self._get("/queues"))["items"])
+
+    async def put_queue(self, name: str, *, priority: int, limit: int | None, placing: str) -> Queue:
+        """Serve a queue so from now on."""
+        body = {"priority": priority, "limit": limit, "placing": placing}
+        return cast(Queue, await self._send("PUT", f"/queues/{_quoted(name)}", body))
+
+    async def delete_queue(self, name: str) -> None:
+        """Serve a queue with the defaults again."""
+        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/queues/{_quoted(name)}"))
+
     # --- the cluster ---------------------------------------------------------------------------------------
 
     async def fetch_agents(self) -> Page:
         """Every agent the cluster knows."""
         return cast(Page, await self._get("/agents"))
 
-    async def set_agent_drain(self, agent_id: str, *, is_draining: bool) -> Agent:
-        """Give the agent no new work, or let it take work again."""
-        verb = "drain" if is_draining else "resume"
-        return cast(Agent, await self._post(f"/agents/{_quoted(agent_id)}/{verb}", {}))
+    async def drain_agent(self, agent_id: str, *, deadline_s: float | None = None) -> Agent:
+        """Give the agent no new work; what it still runs after `deadline_s` is stopped and tried elsewhere."""
+        body = {} if deadline_s is None else {"deadline_s": deadline_s}
+        return cast(Agent, await self._post(f"/agents/{_quoted(agent_id)}/drain", body))
+
+    async def resume_agent(self, agent_id: str) -> Agent:
+        """Let the agent take work again."""
+        return cast(Agent, await self._post(f"/agents/{_quoted(agent_id)}/resume", {}))
+
+    async def remove_agent(self, agent_id: str, *, is_forced: bool = False) -> dict[str, Any]:
+        """Forget an agent: {was_connected, attempts_lost}. One that is connected or at work only where `is_forced`."""
+        parameters = {"force": "1"} if is_forced else {}
+        request = Request(method="DELETE", path=f"{_API}/agents/{_quoted(agent_id)}", parameters=parameters)
+        return cast(dict[str, Any], await self._transport.fetch_json(request))
 
     async def fetch_cluster(self) -> dict[str, Any]:
         """Who leads, and how far the master that answers has come."""
@@ -180,11 +232,30 @@ class Client:
             Request(method="GET", path=_API + path, parameters=parameters or {}, headers={"Accept": "application/json"})
         )
 
-    async def _post(self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> Any:
+    async def _post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        headers: Mapping[str, str] | None = None,
+        parameters: Mapping[str, str] | None = None,
+    ) -> Any:
+        return await self._send("POST", path, body, headers=headers, parameters=parameters)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        headers: Mapping[str, str] | None = None,
+        parameters: Mapping[str, str] | None = None,
+    ) -> Any:
         return await self._transport.fetch_json(
             Request(
-                method="POST",
+                method=method,
                 path=_API + path,
+                parameters=parameters or {},
                 headers={"Content-Type": "application/json"} | dict(headers or {}),
                 body=json.dumps(body, ensure_ascii=False).encode("utf-8"),
             )

@@ -23,6 +23,7 @@ from pistage.core.changes import (
     TaskQueued,
 )
 from pistage.core.commands import Finished
+from pistage.core.keeping import EndedTask
 from pistage.core.machine.agents import AGENTS, agent_in
 from pistage.core.machine.waiting import TRIED_ON, WAITING, waiting_task
 from pistage.core.model import Result, State
@@ -216,7 +217,7 @@ JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
 """
 _LIVE = f"{_BEGUN} WHERE attempt.state IN ('queued', 'running') ORDER BY attempt.fence, attempt.id"
 # What is on an agent of a gang's networks and volumes is told by the latest of its attempts, also when none is live.
-_GANGS = f"""{_BEGUN} JOIN agent ON agent.id = attempt.agent_id AND agent.state = 'up'
+_GANGS = f"""{_BEGUN}
 WHERE run.state = 'running' AND task.gang IS NOT NULL ORDER BY attempt.fence, attempt.id
 """
 
@@ -257,3 +258,70 @@ def _task_from(spec: str) -> Task:
 def _plan_from(text: str) -> Plan:
     plan: Plan = codec.from_json(Plan, text)
     return plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunToRetry:
+    """A run as `core.keeping` wants it: its state, and its tasks with what they need."""
+
+    title: str
+    state: str
+    tasks: tuple[EndedTask, ...]
+
+
+async def run_to_retry(snapshot: Snapshot, run_id: str) -> RunToRetry:
+    """What is to be known of the run before it is tried again; it must be there."""
+    [head] = await snapshot.rows("SELECT name, number, state FROM run WHERE id = ?", (run_id,))
+    rows = await snapshot.rows(
+        "SELECT name, state, needs, gang, is_skip_planned FROM task WHERE run_id = ? ORDER BY position", (run_id,)
+    )
+    tasks = tuple(
+        EndedTask(
+            name=row["name"], state=State(row["state"]), needs=tuple(json.loads(row["needs"])), gang=row["gang"],
+            is_skip_planned=bool(row["is_skip_planned"]),
+        )
+        for row in rows
+    )  # fmt: skip
+    return RunToRetry(title=f"{head['name']}#{head['number']}", state=head["state"], tasks=tasks)
+
+
+async def output_sources(snapshot: Snapshot, run_id: str) -> list[str]:
+    """The runs whose output is that of this one: those that tasks were kept from, the oldest first, then itself."""
+    rows = await snapshot.rows(
+        "SELECT DISTINCT kept_from FROM task WHERE run_id = ? AND kept_from IS NOT NULL ORDER BY kept_from", (run_id,)
+    )
+    return [*(kept_from for (kept_from,) in rows), run_id]
+
+
+async def attempts_with_output(snapshot: Snapshot, run_id: str) -> dict[str, tuple[str, int]]:
+    """Task and number of each attempt of the run; those of a task that was kept are of the run it was kept from."""
+    rows = await snapshot.rows(
+        "SELECT attempt.id, task.name, attempt.number FROM task JOIN attempt"
+        " ON attempt.run_id = COALESCE(task.kept_from, task.run_id) AND attempt.position = task.position"
+        " WHERE task.run_id = ?",
+        (run_id,),
+    )
+    return {attempt_id: (task, number) for attempt_id, task, number in rows}
+
+
+async def queues(snapshot: Snapshot) -> list[tuple[QueueSettings, bool, int, int]]:
+    """Each queue that something was said about or that has runs: how it is served, whether that was said, and how many
+    of its runs are running and waiting."""
+    said = {
+        row["name"]: QueueSettings(
+            name=row["name"], priority=row["priority"], limit=row["run_limit"], placing=row["placing"]
+        )
+        for row in await snapshot.rows("SELECT name, priority, run_limit, placing FROM queue")
+    }
+    counts: dict[str, list[int]] = {name: [0, 0] for name in said}
+    for row in await snapshot.rows(_LIVE_IN_QUEUES):
+        counts.setdefault(row["queue"], [0, 0])[row["state"] != State.RUNNING] += row["count"]
+    return [
+        (said.get(name) or QueueSettings(name=name), name in said, running, waiting)
+        for name, (running, waiting) in sorted(counts.items())
+    ]
+
+
+_LIVE_IN_QUEUES = """
+SELECT queue, state, COUNT(*) AS count FROM run WHERE state IN ('pending', 'queued', 'running') GROUP BY queue, state
+"""

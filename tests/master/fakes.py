@@ -14,6 +14,7 @@ from pistage import raft, wire
 from pistage.config import MasterConfig
 from pistage.core import commands as c
 from pistage.core.model import AgentInfo, Capacity, Result, State, StreamEnd
+from pistage.core.plan import FailureClass
 from pistage.master.replica import Replica
 from pistage.master.service import Master
 from pistage.master.store import DurableLog, Identity
@@ -140,7 +141,7 @@ class FakeAgent:
 
     async def finish(self, assign: wire.Assign, *, length: int = 0, exit_code: int = 0) -> wire.Reported:
         state = State.SUCCEEDED if exit_code == 0 else State.FAILED
-        result = Result(state=state, exit_code=exit_code, failure=None if exit_code == 0 else "failure")  # type: ignore[arg-type]
+        result = Result(state=state, exit_code=exit_code, failure=None if exit_code == 0 else FailureClass.FAILURE)
         key = {"at": wire.now_ms(), "attempt_id": assign.attempt_id, "fence": assign.fence}
         return await self.report(
             c.StepFinished(**key, step="1", result=result, stdout=StreamEnd(length=length, sha256="")),

@@ -68,9 +68,8 @@ class Explainer:
         self._view = view
         self._now = now
         self._obstacles: dict[tuple[Shape, TaskId | None], tuple[tuple[Obstacles, ...], bool]] = {}
-        self._standings: dict[
-            int, tuple[Band, tuple[int, float, int]]
-        ] = {}  # the band itself keeps its id from another
+        # By its id; the band itself is kept, so that no other gets that id.
+        self._standings: dict[int, tuple[Band, tuple[int, float, int]]] = {}
 
     def explain(self, task: TaskId) -> Explanation | None:
         """Why it waits; None if it does not, or has just got its place."""
@@ -142,9 +141,8 @@ class Explainer:
         most = ahead.most_common(1)
         behind = most[0][0] if most and most[0][1] > before else (own.owner if before else None)
         place_now = before + ahead.total() + 1
-        return Turn(
-            place=place_now, count=max(total, place_now), behind=behind
-        )  # it may have come since they were counted
+        # It may have come since they were counted.
+        return Turn(place=place_now, count=max(total, place_now), behind=behind)
 
     def _standing_of(self, band: Band) -> tuple[int, float, int]:
         """The level of the band, the share of its owner, and how many tasks wait in it; also of one that is new."""

@@ -1,4 +1,4 @@
-"""Routes of the cluster: its agents, its masters, its health."""
+"""Routes of the cluster: its masters, its health."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from typing import BinaryIO
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pistage import __version__, wire
+from pistage import __version__
 from pistage.core import ids, limits
-from pistage.core.commands import SetAgentDrain
 from pistage.errors import Code, PistageError
 from pistage.master import reads
-from pistage.master.api import http, views
+from pistage.master.api import http
 from pistage.master.api.context import Context
 from pistage.master.api.leading import forward, freshness
-from pistage.master.state import Snapshot
 
 
 class _Asked(BaseModel):
@@ -31,34 +29,11 @@ class _Asked(BaseModel):
 
 
 class ClusterRoutes:
-    """Handlers of /api/v1/agents, /api/v1/cluster, /livez, /readyz and /metrics."""
+    """Handlers of /api/v1/cluster, /livez, /readyz and /metrics."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._copying = asyncio.Lock()  # the threads are few, and names of masters are resolved in them as well
-
-    async def agents(self, request: web.Request) -> web.Response:
-        """Every agent that ever registered: state, labels, capacity, what is reserved."""
-        async with self._context.replica.reader.snapshot() as snapshot:
-            items = await views.list_agents(snapshot, self._seen_at)
-            applied_index = await snapshot.applied_index()
-        return http.answer({"items": items, "next": None, "applied_index": applied_index})
-
-    async def drain(self, request: web.Request) -> web.Response:
-        """Give the agent no new work."""
-        return await self._set_drain(request, is_draining=True)
-
-    async def resume(self, request: web.Request) -> web.Response:
-        """Let the agent take work again."""
-        return await self._set_drain(request, is_draining=False)
-
-    async def _set_drain(self, request: web.Request, *, is_draining: bool) -> web.Response:
-        async with self._context.replica.reader.snapshot() as snapshot:
-            agent_id = await _resolve_agent(snapshot, request.match_info["id"])
-        await self._context.replica.propose(SetAgentDrain(at=wire.now_ms(), agent_id=agent_id, is_draining=is_draining))
-        async with self._context.replica.reader.snapshot() as snapshot:
-            items = await views.list_agents(snapshot, self._seen_at)
-        return http.answer(next(item for item in items if item["id"] == agent_id))
 
     async def cluster(self, request: web.Request) -> web.Response:
         """The masters as this one sees them, and how far its own state is; the leader knows how far each is."""
@@ -202,10 +177,6 @@ class ClusterRoutes:
             lines += [f'pistage_{name}{{state="{state}"}} {count}' for state, count in rows]
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
 
-    def _seen_at(self, agent_id: str) -> tuple[bool, int]:
-        sessions = self._context.sessions
-        return sessions.is_connected(agent_id), wire.now_ms() - round(1000 * sessions.silent_s(agent_id))
-
 
 def _asked(body: bytes) -> str:
     """The master that the body names, "" where it names none."""
@@ -219,12 +190,3 @@ def _next_piece(file: BinaryIO, digest: hashlib._Hash) -> bytes:
     piece = file.read(limits.MIB)
     digest.update(piece)
     return piece
-
-
-async def _resolve_agent(snapshot: Snapshot, reference: str) -> str:
-    rows = await snapshot.rows("SELECT id FROM agent WHERE id = ? OR name = ? ORDER BY id LIMIT 2", (reference,) * 2)
-    if not rows:
-        raise PistageError(Code.NOT_FOUND, f"no agent {reference!r}", hint="pistage agent ls lists the agents")
-    if len(rows) > 1:
-        raise PistageError(Code.CONFLICT, f"several agents are called {reference!r}", hint="give the id")
-    return str(rows[0][0])

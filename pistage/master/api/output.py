@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from aiohttp import web
 from pistage.core import limits
 from pistage.core.model import State
 from pistage.errors import Code, PistageError
+from pistage.master import reads
 from pistage.master.api import http, views
 from pistage.master.api.context import Context
 from pistage.master.records import Record
@@ -22,25 +23,34 @@ from pistage.master.state import Snapshot
 _STREAMS = {"stdout": 1, "stderr": 2}
 _NAMES = {number: name for name, number in _STREAMS.items()}
 _OFFSET_MAX = 1 << 53  # bytes of output, or records; more is no place in any file
+_SOURCE_RECORDS_MAX = 1 << 40  # of one run's index: beyond it begin the numbers of the next source
 _RECORDS_AT_ONCE = 256
 _EVENTS_AT_ONCE = 256
 
 
 @dataclass(slots=True)
 class _Selection:
-    """Which output of a run is asked for; learns of attempts as they come."""
+    """Which output of a run is asked for; learns of attempts as they come.
+
+    `sources` are the runs that hold it: those that tasks were kept from, then the run itself, whose output grows.
+    Record `n` of source `i` has the number `i * _SOURCE_RECORDS_MAX + n`: numbers grow, and never change.
+    """
 
     run_id: str
+    sources: Sequence[str]
     task: str | None
     step: str | None
     attempt: str | None
     stream: int | None
     is_stale: bool
+    has_kept: bool
     attempts: dict[str, tuple[str, int]] = field(default_factory=dict)  # id -> task, number
 
-    def takes(self, record: Record) -> bool:
+    def takes(self, record: Record, source: str) -> bool:
         if record.is_barrier:
             return False
+        if source != self.run_id and record.attempt_id not in self.attempts:
+            return False  # of a task that was not kept from there
         task, number = self.attempts.get(record.attempt_id, ("", 0))
         return (
             (self.task is None or task == self.task)
@@ -57,10 +67,11 @@ class OutputRoutes:
         self._context = context
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
-        """Output in the order it came; ?task= &step= &attempt= &stream= &offset= &limit= &follow=.
+        """Output in the order it came; ?task= &step= &attempt= &stream= &offset= &limit= &follow= &kept=.
 
         `text/plain` is the bytes themselves, `offset` and `limit` count them; `application/x-ndjson` and
         `text/event-stream` are numbered pieces, `offset` is the first one wanted, Last-Event-ID the last one had.
+        What tasks printed that were kept from an earlier run comes first; with ?kept=0 it is left out.
         With ?stale=1 whatever is here, where the others cannot be asked what they have.
         """
         selection = await self._selection(request)
@@ -69,7 +80,7 @@ class OutputRoutes:
         limit = http.number_in(request, "limit", 1 << 62, least=1)
         if not selection.is_stale:
             await self._context.replica.read()  # a leader that was deposed without knowing it has only a part
-        await self._readable(selection)
+        await self._readable(selection, selection.run_id)
         try:
             if "text/event-stream" in request.headers.get("Accept", ""):
                 start = offset if (last := _last_event(request)) is None else last + 1
@@ -85,11 +96,11 @@ class OutputRoutes:
     ) -> web.StreamResponse:
         if "json" in request.headers.get("Accept", ""):
             response = await _start(request, "application/x-ndjson")
-            async for number, record in self._follow(selection, offset, follow=follow):
+            async for number, source, record in self._follow(selection, offset, follow=follow):
                 if limit <= 0:
                     break
                 limit -= 1
-                piece = await self._piece(selection, number, record)
+                piece = await self._piece(selection, number, source, record)
                 await response.write(json.dumps(piece, ensure_ascii=False).encode() + b"\n")
         else:
             response = await _start(request, "text/plain")
@@ -100,12 +111,12 @@ class OutputRoutes:
     async def _write_bytes(
         self, response: web.StreamResponse, selection: _Selection, offset: int, limit: int, *, follow: bool
     ) -> None:
-        async for _, record in self._follow(selection, 0, follow=follow):
+        async for _, source, record in self._follow(selection, 0, follow=follow):
             if offset >= record.length:
                 offset -= record.length
                 continue
             wanted = min(record.length - offset, limit)
-            data = await self._context.logs.read(selection.run_id, record.key, record.offset + offset, wanted)
+            data = await self._context.logs.read(source, record.key, record.offset + offset, wanted)
             await response.write(data)
             offset = 0
             limit -= wanted
@@ -114,26 +125,43 @@ class OutputRoutes:
 
     async def _events_of_output(self, request: web.Request, selection: _Selection, start: int) -> web.StreamResponse:
         response = await _start(request, "text/event-stream")
-        async for number, record in self._follow(selection, start, follow=True, response=response):
-            await _send_event(response, number, "output", await self._piece(selection, number, record))
+        async for number, source, record in self._follow(selection, start, follow=True, response=response):
+            await _send_event(response, number, "output", await self._piece(selection, number, source, record))
         await response.write(b"event: end\ndata: {}\n\n")
         await response.write_eof()
         return response
 
     async def _follow(
         self, selection: _Selection, start: int, *, follow: bool, response: web.StreamResponse | None = None
+    ) -> AsyncIterator[tuple[int, str, Record]]:
+        """Number, source and record of what is selected, from `start` on; with `follow` until the run is over."""
+        first, start = divmod(start, _SOURCE_RECORDS_MAX)
+        if len(selection.sources) > 1:
+            await self._learn_attempts(selection)
+        for place, source in enumerate(selection.sources[first:], first):
+            if source == selection.run_id or selection.has_kept:
+                is_growing = follow and source == selection.run_id
+                async for number, record in self._follow_source(
+                    selection, source, start, follow=is_growing, response=response
+                ):
+                    yield place * _SOURCE_RECORDS_MAX + number, source, record
+            start = 0
+
+    async def _follow_source(
+        self, selection: _Selection, source: str, start: int, *, follow: bool, response: web.StreamResponse | None
     ) -> AsyncIterator[tuple[int, Record]]:
-        """Number and record of what is selected, from record `start` on; with `follow` until the run is over."""
         logs = self._context.logs
         while True:
-            changed = logs.signals.changed(selection.run_id)
-            is_over = not follow or await self._is_over(selection.run_id)
-            safe = await self._readable(selection)
-            records = await logs.records(selection.run_id, start, min(_RECORDS_AT_ONCE, max(0, safe - start)))
-            if any(record.attempt_id not in selection.attempts and not record.is_barrier for record in records):
+            changed = logs.signals.changed(source)
+            is_over = not follow or await self._is_over(source)
+            safe = await self._readable(selection, source)
+            records = await logs.records(source, start, min(_RECORDS_AT_ONCE, max(0, safe - start)))
+            if source == selection.run_id and any(
+                record.attempt_id not in selection.attempts and not record.is_barrier for record in records
+            ):
                 await self._learn_attempts(selection)
             for number, record in enumerate(records, start):
-                if selection.takes(record):
+                if selection.takes(record, source):
                     yield number, record
             start += len(records)
             if not records:
@@ -141,11 +169,11 @@ class OutputRoutes:
                     return
                 await _wait(changed, response)
 
-    async def _readable(self, selection: _Selection) -> int:
-        return _OFFSET_MAX if selection.is_stale else await self._context.copies.readable(selection.run_id)
+    async def _readable(self, selection: _Selection, source: str) -> int:
+        return _OFFSET_MAX if selection.is_stale else await self._context.copies.readable(source)
 
-    async def _piece(self, selection: _Selection, number: int, record: Record) -> dict[str, Any]:
-        data = await self._context.logs.read(selection.run_id, record.key, record.offset, record.length)
+    async def _piece(self, selection: _Selection, number: int, source: str, record: Record) -> dict[str, Any]:
+        data = await self._context.logs.read(source, record.key, record.offset, record.length)
         task, attempt = selection.attempts.get(record.attempt_id, ("", 0))
         return {
             "number": number,
@@ -195,29 +223,23 @@ class OutputRoutes:
         async with self._context.replica.reader.snapshot() as snapshot:
             run_id = await views.resolve_run(snapshot, request.match_info["id"], self._context.project_of(request))
             task = query.get("task")
-            if task is not None and not await snapshot.row(
-                "SELECT 1 FROM task WHERE run_id = ? AND name = ?", (run_id, task)
-            ):
-                raise PistageError(
-                    Code.NOT_FOUND, f"the run has no task {task[:100]!r}", hint="pistage show lists them"
-                )
+            if task is not None:
+                await views.refuse_unless_task(snapshot, run_id, task)
+            sources = await reads.output_sources(snapshot, run_id)
         return _Selection(
             run_id,
+            sources,
             task,
             query.get("step"),
             query.get("attempt"),
             _STREAMS.get(stream or ""),
             is_stale=http.is_set(request, "stale"),
+            has_kept="kept" not in query or http.is_set(request, "kept"),
         )
 
     async def _learn_attempts(self, selection: _Selection) -> None:
         async with self._context.replica.reader.snapshot() as snapshot:
-            rows = await snapshot.rows(
-                "SELECT attempt.id, task.name, attempt.number FROM attempt JOIN task"
-                " ON task.run_id = attempt.run_id AND task.position = attempt.position WHERE attempt.run_id = ?",
-                (selection.run_id,),
-            )
-        selection.attempts = {attempt_id: (name, number) for attempt_id, name, number in rows}
+            selection.attempts = await reads.attempts_with_output(snapshot, selection.run_id)
 
     async def _is_over(self, run_id: str) -> bool:
         async with self._context.replica.reader.snapshot() as snapshot:

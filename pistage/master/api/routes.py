@@ -13,12 +13,15 @@ from aiohttp import web
 from pistage import __version__
 from pistage.master.api import http
 from pistage.master.api.actions import ActionRoutes
+from pistage.master.api.agents import AgentRoutes
 from pistage.master.api.cluster import ClusterRoutes
 from pistage.master.api.context import Context
 from pistage.master.api.leading import after_reading_up, at_the_leader, sent_to_the_leader
 from pistage.master.api.output import OutputRoutes
 from pistage.master.api.peers import PeerRoutes
+from pistage.master.api.queues import QueueRoutes
 from pistage.master.api.runs import RunRoutes
+from pistage.master.api.why import WhyRoutes
 from pistage.master.copies import OUTPUT_PATH
 from pistage.master.founding import HELLO_PATH
 from pistage.master.members import JOIN_PATH
@@ -40,8 +43,9 @@ class Route:
 
 def routes_of(context: Context) -> list[Route]:
     """Every route of a master."""
-    runs, output = RunRoutes(context), OutputRoutes(context)
-    actions, cluster = ActionRoutes(context), ClusterRoutes(context)
+    runs, why, output = RunRoutes(context), WhyRoutes(context), OutputRoutes(context)
+    actions, queues = ActionRoutes(context), QueueRoutes(context)
+    agents, cluster = AgentRoutes(context), ClusterRoutes(context)
     peers = PeerRoutes(context)
     lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
     routes = [
@@ -50,7 +54,10 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/api/v1/runs", read(runs.list)),
         Route("GET", "/api/v1/runs/{id}", read(runs.show)),
         Route("GET", "/api/v1/runs/{id}/plan", read(runs.plan)),
+        Route("GET", "/api/v1/runs/{id}/why", lead(read(why.why))),
         Route("POST", "/api/v1/runs/{id}/cancel", lead(runs.cancel)),
+        Route("POST", "/api/v1/runs/{id}/retry", lead(runs.retry)),
+        Route("POST", "/api/v1/runs/{id}/priority", lead(runs.set_priority)),
         Route("GET", "/api/v1/runs/{id}/logs", lead(output.logs)),
         Route("GET", "/api/v1/runs/{id}/events", read(output.events)),
         Route("PUT", "/api/v1/actions/{name}", lead(actions.put)),
@@ -59,9 +66,13 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/api/v1/actions", read(actions.list)),
         Route("POST", "/api/v1/lint", read(actions.lint)),
         Route("POST", "/api/v1/plan", read(actions.plan)),
-        Route("GET", "/api/v1/agents", lead(read(cluster.agents))),
-        Route("POST", "/api/v1/agents/{id}/drain", lead(cluster.drain)),
-        Route("POST", "/api/v1/agents/{id}/resume", lead(cluster.resume)),
+        Route("GET", "/api/v1/queues", read(queues.list)),
+        Route("PUT", "/api/v1/queues/{name}", lead(queues.put)),
+        Route("DELETE", "/api/v1/queues/{name}", lead(queues.delete)),
+        Route("GET", "/api/v1/agents", lead(read(agents.list))),
+        Route("POST", "/api/v1/agents/{id}/drain", lead(agents.drain)),
+        Route("POST", "/api/v1/agents/{id}/resume", lead(agents.resume)),
+        Route("DELETE", "/api/v1/agents/{id}", lead(agents.remove)),
         Route("GET", "/api/v1/cluster", cluster.cluster),
         Route("GET", "/api/v1/cluster/snapshot", read(cluster.snapshot)),
         Route("POST", "/api/v1/cluster/transfer", lead(cluster.transfer)),

@@ -1,4 +1,4 @@
-"""Routes of runs: submit, list, show, plan, cancel."""
+"""Routes of runs: submit, retry, list, show, plan, cancel, reprioritise."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from pydantic import Field
 
 from pistage import wire
 from pistage.core import codec, limits
-from pistage.core.commands import CancelRun, NewRun, SubmitRun, SubmitRuns
+from pistage.core.commands import CancelRun, CancelTask, NewRun, RetryRun, SetRunPriority, SubmitRun, SubmitRuns
 from pistage.core.model import State
 from pistage.core.plan import Plan, redacted
 from pistage.errors import Code, PistageError
 from pistage.master import reads
-from pistage.master.api import http, views
+from pistage.master.api import bodies, http, views
 from pistage.master.api.context import Context
+from pistage.master.api.queues import PRIORITY_MAX
+from pistage.master.api.retries import kept_in, parse_retry
 from pistage.master.api.submissions import finding_view, parse_submission
 
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -33,6 +36,10 @@ class _Asked:
     body: bytes
     key: str | None
     sha256: str
+
+
+class _Priority(bodies.Body):
+    priority: int = Field(ge=0, le=PRIORITY_MAX)
 
 
 class RunRoutes:
@@ -91,6 +98,30 @@ class RunRoutes:
         status = 201 if outcome.value["is_new"] else 200
         return await self._submitted_batch(outcome.value["items"], warnings, status=status)
 
+    async def retry(self, request: web.Request) -> web.Response:
+        """Run again what has ended: all of it, {"failed": true} what failed, or {"from": task} what begins there."""
+        context = self._context
+        async with context.replica.reader.snapshot() as snapshot:
+            run_id = await views.resolve_run(snapshot, request.match_info["id"], context.project_of(request))
+        asked = await self._asked(request, kind=f"retry\0{run_id}\0".encode())
+        if (earlier := await self._earlier(asked)) is not None:
+            return await self._submitted(earlier[0][0], [], status=200)
+        context.refuse_unless_space()
+        wanted = parse_retry(asked.body)
+        async with context.replica.reader.snapshot() as snapshot:
+            kept = await kept_in(snapshot, run_id, wanted)
+        command = RetryRun(
+            at=wire.now_ms(),
+            run_id=wire.new_id(),
+            retry_of=run_id,
+            owner=asked.owner,
+            kept=kept,
+            request_key=asked.key,
+            request_sha256=asked.sha256,
+        )
+        outcome = await context.replica.propose(command)
+        return await self._submitted(str(outcome.value["run_id"]), [], status=201 if outcome.value["is_new"] else 200)
+
     async def _asked(self, request: web.Request, *, kind: bytes = b"") -> _Asked:
         project = self._context.project_of(request)
         key = _idempotency_key(request)
@@ -125,7 +156,7 @@ class RunRoutes:
         return http.answer({"items": items, "warnings": list(warnings), "applied_index": applied_index}, status=status)
 
     async def list(self, request: web.Request) -> web.Response:
-        """Runs, the newest first; ?state= &name= &limit= &cursor= &project=."""
+        """Runs, the newest first; ?state= &name= &queue= &limit= &cursor= &project=."""
         state = request.query.get("state")
         if state is not None and state not in set(State):
             raise PistageError(Code.USAGE, f"state: expected one of {', '.join(State)}, got {state[:50]!r}")
@@ -134,6 +165,7 @@ class RunRoutes:
                 snapshot,
                 state=state,
                 name=request.query.get("name"),
+                queue=request.query.get("queue"),
                 project=self._context.project_of(request),
                 limit=http.number_in(request, "limit", limits.PAGE_DEFAULT, least=1, most=limits.PAGE_MAX),
                 cursor=request.query.get("cursor"),
@@ -155,17 +187,36 @@ class RunRoutes:
         return http.answer({"plan": plan_view(plan)})
 
     async def cancel(self, request: web.Request) -> web.Response:
-        """Cancel what has not ended; answers at once, the run is `cancelled` when its containers are gone."""
+        """Cancel what has not ended, or with ?task= one task; it is `cancelled` when its containers are gone."""
+        context, task = self._context, request.query.get("task")
+        async with context.replica.reader.snapshot() as snapshot:
+            run_id = await views.resolve_run(snapshot, request.match_info["id"], context.project_of(request))
+            if task is not None:
+                await views.refuse_unless_task(snapshot, run_id, task)
+        at, owner = wire.now_ms(), context.owner_of(request)
+        reason = request.query.get("reason", "")[: limits.REASON_CHARS_MAX] or f"cancelled by {owner}"
+        await context.replica.propose(
+            CancelRun(at=at, run_id=run_id, owner=owner, reason=reason)
+            if task is None
+            else CancelTask(at=at, run_id=run_id, task=task, owner=owner, reason=reason)
+        )
+        return await self._shown(run_id, status=202)
+
+    async def set_priority(self, request: web.Request) -> web.Response:
+        """Give a run that has not ended another priority: {"priority": n}; it counts for what has no place yet."""
         context = self._context
-        reason = request.query.get("reason", "")[: limits.REASON_CHARS_MAX]
+        asked = await bodies.read(request, _Priority, expected=f'{{"priority": 0 to {PRIORITY_MAX}}}')
         async with context.replica.reader.snapshot() as snapshot:
             run_id = await views.resolve_run(snapshot, request.match_info["id"], context.project_of(request))
         owner = context.owner_of(request)
         await context.replica.propose(
-            CancelRun(at=wire.now_ms(), run_id=run_id, owner=owner, reason=reason or f"cancelled by {owner}")
+            SetRunPriority(at=wire.now_ms(), run_id=run_id, priority=asked.priority, owner=owner)
         )
-        async with context.replica.reader.snapshot() as snapshot:
-            return http.answer(await views.show_run(snapshot, run_id, context.why_waiting), status=202)
+        return await self._shown(run_id, status=200)
+
+    async def _shown(self, run_id: str, *, status: int) -> web.Response:
+        async with self._context.replica.reader.snapshot() as snapshot:
+            return http.answer(await views.show_run(snapshot, run_id, self._context.why_waiting), status=status)
 
 
 def plan_view(plan: Plan) -> Any:

@@ -1,13 +1,13 @@
-"""How runs, tasks and agents look in JSON, read from the state."""
+"""How runs and tasks look in JSON, read from the state."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from sqlite3 import Row
-from typing import Any
+from typing import Any, Final
 
 from pistage.core import codec, ids
 from pistage.core.model import State
@@ -17,6 +17,8 @@ from pistage.master.state import Snapshot
 
 WhyWaiting = Callable[[str, int], tuple[str, bool]]
 _NUMBERED = re.compile(r"(?P<name>.+)#(?P<number>\d{1,15})")
+_NAMED_MAX = 20
+_ID = re.compile(r"\b[0-9a-z]{26}\b")
 
 
 def at(ms: int | None) -> str | None:
@@ -46,12 +48,38 @@ async def resolve_run(snapshot: Snapshot, reference: str, project: str = "defaul
     return str(rows[0][0])
 
 
+async def refuse_unless_task(snapshot: Snapshot, run_id: str, task: str) -> None:
+    """PistageError `not_found`, with the tasks that there are, unless the run has one of that name."""
+    if await snapshot.row("SELECT 1 FROM task WHERE run_id = ? AND name = ?", (run_id, task)):
+        return
+    sql = "SELECT name FROM task WHERE run_id = ? ORDER BY position LIMIT ?"
+    known = [name for (name,) in await snapshot.rows(sql, (run_id, _NAMED_MAX + 1))]
+    more = ", …" if len(known) > _NAMED_MAX else ""
+    raise PistageError(
+        Code.NOT_FOUND,
+        f"the run has no task {task[:100]!r}",
+        hint=f"it has {', '.join(known[:_NAMED_MAX])}{more}",
+    )
+
+
+async def titles_in(snapshot: Snapshot, texts: Iterable[str]) -> Callable[[str], str]:
+    """What replaces ids of runs in such texts by `name#42`: the scheduler, which wrote them, knows ids alone."""
+    named = sorted({found for text in texts for found in _ID.findall(text) if ids.is_id(found)})
+    sql = "SELECT run.id, run.name, run.number FROM json_each(?) AS asked JOIN run ON run.id = asked.value"
+    rows = await snapshot.rows(sql, (json.dumps(named),)) if named else []
+    titles = {row["id"]: f"{row['name']}#{row['number']}" for row in rows}
+    return lambda text: _ID.sub(lambda match: titles.get(match[0], match[0]), text) if titles else text
+
+
 _RUN_COLUMNS = """
-id, project, name, number, owner, state, reason, priority, queue, notes, cancel_reason,
-created_at, started_at, finished_at
+id, project, name, number, owner, state, reason, priority, queue, concurrency, concurrency_limit, retry_of,
+(SELECT other.number FROM run AS other WHERE other.id = run.retry_of) AS retry_of_number,
+notes, cancel_reason, created_at, started_at, finished_at
 """
 
 _APPLIED_INDEX = "(SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'applied_index') AS applied_index"
+#: One run, for `run_head`, and how far the state is.
+RUN_HEAD: Final = f"SELECT {_RUN_COLUMNS}, {_APPLIED_INDEX} FROM run WHERE id = ?"
 
 
 def run_head(row: Row) -> dict[str, Any]:
@@ -67,6 +95,9 @@ def run_head(row: Row) -> dict[str, Any]:
         "is_cancelling": row["cancel_reason"] is not None and not State(row["state"]).is_terminal,
         "priority": row["priority"],
         "queue": row["queue"],
+        "concurrency": _concurrency(row),
+        "retry_of": row["retry_of"],
+        "retry_of_number": row["retry_of_number"],
         "notes": json.loads(row["notes"]),
         "created_at": at(row["created_at"]),
         "started_at": at(row["started_at"]),
@@ -74,12 +105,30 @@ def run_head(row: Row) -> dict[str, Any]:
     }
 
 
+def _concurrency(row: Row) -> dict[str, Any] | None:
+    if row["concurrency"] is None:
+        return None
+    return {"group": group_title(row["concurrency"]), "limit": row["concurrency_limit"]}
+
+
+def group_title(group: str) -> str:
+    """A concurrency group as the definition calls it: in the state its project stands in front."""
+    return group.partition("/")[2]
+
+
 async def list_runs(
-    snapshot: Snapshot, *, state: str | None, name: str | None, project: str, limit: int, cursor: str | None
+    snapshot: Snapshot,
+    *,
+    state: str | None,
+    name: str | None,
+    project: str,
+    limit: int,
+    cursor: str | None,
+    queue: str | None = None,
 ) -> dict[str, Any]:
     """A page of runs, the newest first."""
     clauses, parameters = ["project = ?"], [project]
-    for clause, value in (("state = ?", state), ("name = ?", name), ("id < ?", cursor)):
+    for clause, value in (("state = ?", state), ("name = ?", name), ("queue = ?", queue), ("id < ?", cursor)):
         if value is not None:
             clauses.append(clause)
             parameters.append(value)
@@ -94,11 +143,11 @@ async def list_runs(
 
 async def show_run(snapshot: Snapshot, run_id: str, why_waiting: WhyWaiting) -> dict[str, Any]:
     """A run with its tasks, their attempts and their steps."""
-    row = await snapshot.row(f"SELECT {_RUN_COLUMNS}, {_APPLIED_INDEX} FROM run WHERE id = ?", (run_id,))
+    row = await snapshot.row(RUN_HEAD, (run_id,))
     if row is None:
         raise PistageError(Code.NOT_FOUND, f"no run {run_id}", hint="pistage ps lists the runs")
     attempts: dict[int, list[Row]] = {}
-    for attempt in await snapshot.rows(_ATTEMPTS, (run_id,)):
+    for attempt in await snapshot.rows(ATTEMPTS, (run_id,)):
         attempts.setdefault(attempt["position"], []).append(attempt)
     steps: dict[str, dict[str, Row]] = {}
     for step in await snapshot.rows(_STEPS, (run_id,)) if attempts else ():
@@ -107,23 +156,33 @@ async def show_run(snapshot: Snapshot, run_id: str, why_waiting: WhyWaiting) -> 
         _task(task, attempts.get(task["position"], []), steps, why_waiting)
         for task in await snapshot.rows(_TASKS, (run_id,))
     ]
+    titled = await titles_in(snapshot, (task["waiting"] for task in tasks))
+    for task in tasks:
+        task["waiting"] = titled(task["waiting"])
     return run_head(row) | {"tasks": tasks, "applied_index": row["applied_index"]}
 
 
 _TASKS = """
-SELECT run_id, position, name, state, reason, needs, spec, started_at, finished_at
+SELECT run_id, position, name, state, reason, needs, queue_timeout_ms, cancel_reason, kept_from, started_at,
+  finished_at, spec
 FROM task WHERE run_id = ? ORDER BY position
 """
-_ATTEMPTS = """
+# The attempts of a task that was kept are those of the run that it was kept from, where it has the same position.
+_THEIR_ATTEMPTS = """
+task JOIN attempt ON attempt.run_id = COALESCE(task.kept_from, task.run_id) AND attempt.position = task.position
+"""
+#: The attempts of a run's tasks, in their order.
+ATTEMPTS: Final = f"""
 SELECT attempt.id, attempt.position, attempt.number, attempt.agent_id, agent.name AS agent_name, attempt.fence,
   attempt.state, attempt.failure, attempt.exit_code, attempt.reason, attempt.runtime, attempt.assigned_at,
   attempt.started_at, attempt.finished_at
-FROM attempt LEFT JOIN agent ON agent.id = attempt.agent_id WHERE attempt.run_id = ? ORDER BY position, number
+FROM {_THEIR_ATTEMPTS} LEFT JOIN agent ON agent.id = attempt.agent_id
+WHERE task.run_id = ? ORDER BY task.position, attempt.number
 """
-_STEPS = """
+_STEPS = f"""
 SELECT step.attempt_id, step.id, step.state, step.failure, step.exit_code, step.reason, step.container,
   step.started_at, step.finished_at, step.stdout_bytes, step.stdout_sha256, step.stderr_bytes, step.stderr_sha256
-FROM step JOIN attempt ON attempt.id = step.attempt_id WHERE attempt.run_id = ?
+FROM {_THEIR_ATTEMPTS} JOIN step ON step.attempt_id = attempt.id WHERE task.run_id = ?
 """
 
 
@@ -138,6 +197,10 @@ def _task(row: Row, attempts: list[Row], steps: dict[str, dict[str, Row]], why_w
         "waiting": waiting,
         "is_placeable": is_placeable,
         "needs": json.loads(row["needs"]),
+        "kept_from": row["kept_from"],
+        "cancel_reason": row["cancel_reason"],
+        "queue_timeout_s": None if row["queue_timeout_ms"] is None else row["queue_timeout_ms"] / 1000,
+        "on_partition": spec.on_partition,
         "started_at": at(row["started_at"]),
         "finished_at": at(row["finished_at"]),
         "attempts": [_attempt(attempt, spec, steps.get(attempt["id"], {})) for attempt in attempts],
@@ -192,41 +255,3 @@ def _step(row: Row | None, attempt_state: str) -> dict[str, Any]:
         "stdout_sha256": row["stdout_sha256"],
         "stderr_sha256": row["stderr_sha256"],
     }
-
-
-async def list_agents(snapshot: Snapshot, seen_at: Callable[[str], tuple[bool, int]]) -> list[dict[str, Any]]:
-    """Every agent; `seen_at` tells whether it is connected and when it was last heard of (milliseconds UTC)."""
-    agents = []
-    for row in await snapshot.rows(_AGENTS):
-        info = json.loads(row["info"])
-        is_connected, last_seen = seen_at(row["id"])
-        agents.append(
-            {
-                "id": row["id"],
-                "name": row["name"],
-                "state": row["state"],
-                "reason": row["reason"],
-                "is_connected": is_connected,
-                "is_draining": bool(row["is_draining"]),
-                "epoch": row["epoch"],
-                "version": info["version"],
-                "runtimes": info["runtimes"],
-                "ignores_images": info["ignores_images"],
-                "labels": info["labels"],
-                "capacity": info["capacity"],
-                "used": {key: row[f"used_{key}"] for key in ("cpus_milli", "memory_bytes", "gpus", "slots")},
-                "last_seen": at(last_seen),
-            }
-        )
-    return agents
-
-
-_AGENTS = """
-SELECT agent.id, agent.name, agent.state, agent.reason, agent.is_draining, agent.epoch, agent.info,
-  COALESCE(SUM(task.cpus_milli), 0) AS used_cpus_milli, COALESCE(SUM(task.memory_bytes), 0) AS used_memory_bytes,
-  COALESCE(SUM(task.gpus), 0) AS used_gpus, COUNT(task.run_id) AS used_slots
-FROM agent
-LEFT JOIN attempt ON attempt.agent_id = agent.id AND attempt.state IN ('queued', 'running')
-LEFT JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
-GROUP BY agent.id ORDER BY agent.name, agent.id
-"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import assert_never
 
 from pistage.core import changes as ch
@@ -21,6 +21,7 @@ from pistage.core.schedule.shapes import Shape
 
 _IDLE_SHAPES_MAX = 1_000  # kept, because the next task is often like one before
 _IDLE_BANDS_MAX = 1_000
+_STALE_MAX = 4_096
 _OPEN = Gate()
 _BEGUN = Gate(is_begun=True)
 
@@ -210,10 +211,22 @@ class View:
         self._count += 1
         if task.expires_at is not None:
             heappush(self._expiring, (task.expires_at, *task.id))
+            self._forget_who_waits_no_more()
         if task.ready_at > self._now:
             heappush(self._later, (task.ready_at, *task.id))
         else:
             self._stand_in_line(entry)
+
+    def _forget_who_waits_no_more(self) -> None:
+        """Most get a place long before they would have waited for too long."""
+        if len(self._expiring) > 2 * self._count + _STALE_MAX:
+            waiting = ((task, entry) for of_run in self._waiting.values() for task, entry in of_run.items())
+            self._expiring = [
+                (entry.task.expires_at, entry.task.run_id, task)
+                for task, entry in waiting
+                if entry.task.expires_at is not None
+            ]
+            heapify(self._expiring)
 
     def _unqueue(self, task: TaskId) -> None:
         if (tentative := self._tentative.get(task)) is not None:

@@ -395,3 +395,15 @@ def test_a_decision_places_no_more_than_it_is_asked_to_and_says_that_there_is_mo
     decision = desk.decide(most=2)
     assert (len(decision.placements), decision.is_more) == (2, True)
     assert len(desk.decide().placements) == 3
+
+
+def test_who_got_a_place_in_time_is_not_remembered_as_one_who_waits(desk: Desk) -> None:
+    desk.agent(slots=10)
+    patient = desk.task("patient", expires_at=desk.now + 10**9, constraints=needs_label("none"))
+    for number in range(5_000):
+        desk.task(f"t{number}", expires_at=desk.now + 10**9)
+        desk.places()
+        desk.end(f"t{number}")
+    assert len(desk.view._expiring) < 4_200
+    desk.now += 10**9
+    assert desk.decide().expired == (patient.id,)

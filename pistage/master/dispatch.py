@@ -25,7 +25,8 @@ from pistage.master.sessions import Sessions
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
-_IN_FLIGHT_MAX = 2 * schedule.PLACED_AT_ONCE_MAX  # placements that are decided and not committed
+#: Entries with placements that are not committed yet. While they are on their way the next one grows.
+_IN_FLIGHT_MAX = 2
 _REFUSED_WAIT_S = 0.05  # before it is decided anew: what was refused once may be refused again
 _EXPLAINED_FOR_S = 0.5  # explanations may be so old; the view of a busy cluster is another with every call
 
@@ -42,6 +43,7 @@ class Dispatch:
         self._view: View | None = None
         self._explainer: tuple[float, Explainer] | None = None
         self._have_sessions_changed = False
+        self._in_flight = 0
         self._is_leading = False
         replica.on_applied(self._note)
 
@@ -65,6 +67,7 @@ class Dispatch:
         What an earlier leader decided and did not tell stands in the state: each agent is told when it comes here.
         """
         self._news.clear()
+        self._in_flight = 0
         self._is_leading = True
         try:
             view = await self._loaded()
@@ -163,12 +166,12 @@ class Dispatch:
 
     def _decide(self, view: View, group: asyncio.TaskGroup) -> float:
         """Place what can be placed; returns in how many seconds to look again if nothing happens."""
-        room = _IN_FLIGHT_MAX - view.in_flight
-        if room <= 0:
-            return _LOOK_EVERY_S  # the answer to one of those wakes us
+        if self._in_flight >= _IN_FLIGHT_MAX:
+            return _LOOK_EVERY_S  # the answer to one of them wakes us
         now = self._replica.now_ms()
-        decision = schedule.decide(view, now, most=min(room, schedule.PLACED_AT_ONCE_MAX))
+        decision = schedule.decide(view, now)
         if decision.placements:
+            self._in_flight += 1
             group.create_task(self._assign(view, decision.placements))
         for task in decision.expired:
             group.create_task(self._expire(view, task))
@@ -191,6 +194,8 @@ class Dispatch:
             refused = outcome.value["refused"]  # type: ignore[assignment]
         except PistageError as error:
             refused = dict.fromkeys(made, str(error))
+        self._in_flight -= 1
+        self._work.set()
         if refused:
             await asyncio.sleep(_REFUSED_WAIT_S)
         for attempt_id, reason in refused.items():

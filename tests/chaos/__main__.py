@@ -21,7 +21,7 @@ from tests.chaos.watch import Timeline
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    about = "\n".join(f"  {name:10} {preset.about}" for name, preset in PRESETS.items())
+    about = "\n".join(f"  {name:11} {preset.about}" for name, preset in PRESETS.items())
     parser = argparse.ArgumentParser(
         prog="scripts/chaos",
         description=f"Real masters and agents under faults.\n\npresets:\n{about}",
@@ -32,7 +32,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--faults", default="", help="names, separated by commas; chance picks among them")
     parser.add_argument("--seed", type=int, help="of all chance; one is made up and printed unless given")
     parser.add_argument("--duration", type=float, help="seconds of load and faults")
-    parser.add_argument("--count", type=int, help="submissions; instead of a duration")
+    parser.add_argument("--count", type=int, help="submissions, instead of a duration; of what is measured, trials")
     parser.add_argument("--rate", type=float, help="submissions a second")
     parser.add_argument("--every", type=float, help="seconds from one fault to the next; by chance unless given")
     parser.add_argument("--at-once", type=int, help="how many faults at the same time")

@@ -156,7 +156,7 @@ def check_runs(
     wrong += [f"{key}: made {len(runs)} runs" for key, runs in asked.items() if len(runs) != 1]
     wrong += [f"run {run_id}: no submission made it" for run_id in states.keys() - made.values()]
     for key, run_id in made.items():
-        told = _wrong_with(states.get(run_id), run_id, attempts[run_id], executions.get(key, []))
+        told = wrong_with(states.get(run_id), run_id, attempts[run_id], executions.get(key, []))
         wrong += [f"{key}: {what}" for what in told]
     wrong += [f"{key}: carried out, but never submitted" for key in executions.keys() - made.keys()]
     findings.runs = len(states)
@@ -178,7 +178,7 @@ def _longest_idle_s(db: sqlite3.Connection) -> float:
     return longest / 1000
 
 
-def _wrong_with(
+def wrong_with(
     state: str | None, run_id: str, attempts: list[tuple[int, str]], executions: list[tuple[str, int]]
 ) -> Iterator[str]:
     """More than one execution is right only where the state says that the attempt before was lost."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -32,7 +33,7 @@ class Network(Protocol):
         """HOST:PORT of a master."""
 
     def prefix(self, name: str) -> tuple[str, ...]:
-        """What stands before the command of a master."""
+        """What stands before the command of a process; nothing for one that has no place of its own."""
 
 
 class Loopback:
@@ -99,7 +100,7 @@ class Group:
 
     def prefix(self, name: str) -> tuple[str, ...]:
         """What stands before the command of a process that is to be where this one is."""
-        return self._network.prefix(name) if name in self.urls else ()
+        return self._network.prefix(name)
 
     async def verb(self, *arguments: str, prefix: Sequence[str] = ()) -> tuple[int, str]:
         """A verb of the command line: exit code, and what it says on standard error."""
@@ -147,6 +148,14 @@ class Group:
 
     def log_path(self, name: str) -> Path:
         return self.directory / f"{name}.log"
+
+    def journal_bytes(self, agent: str) -> int:
+        """What the agent still remembers of attempts; 0 once each has ended, is acknowledged and removed."""
+        sizes = []
+        for file in (self.data_dir(agent) / "journal").glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append(file.stat().st_size)
+        return sum(sizes)
 
     def kill_masters(self) -> None:
         """All at once: the signals go out before the first end is waited for."""
@@ -213,9 +222,10 @@ class Group:
         """Masters and agents; returns once there is a leader, every master follows it, and every agent is linked."""
         for name in [*self.masters, *self.agents]:
             self.start(name)
-        await until(self._is_whole, 60.0)
+        await until(self.is_whole, 60.0)
 
-    async def _is_whole(self) -> bool:
+    async def is_whole(self) -> bool:
+        """Whether every master follows a leader and has every agent linked."""
         found = await self.statuses()
         if len(found) < len(self.masters) or not all(one["leader"] for one in found.values()):
             return False

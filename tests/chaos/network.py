@@ -1,5 +1,7 @@
 """A network of its own for every master: a namespace each, on one bridge, whose packets can be dropped one way or both.
 
+Agents can have one too; those that have none are on the machine's own side of the bridge, and cannot be cut off.
+
 Needs root, `ip` and `iptables`. The bridge stands in a namespace as well, so that no rule of this machine's firewall
 takes part, and nothing but one end of one link is seen on the machine itself.
 """
@@ -39,7 +41,7 @@ class Namespaces:
         return f"{self._hosts[name]}:{_PORT}"
 
     def prefix(self, name: str) -> tuple[str, ...]:
-        return ("ip", "netns", "exec", self._space(name))
+        return ("ip", "netns", "exec", self._space(name)) if name in self._hosts else ()
 
     def cut(self, source: str, target: str) -> None:
         """Nothing that `source` sends arrives at `target` any more; the other way stays open."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from tests.chaos import disks, measures, members
+from tests.chaos import cutting, disks, measures, members, starts
 from tests.chaos.faults import BASIC, NEEDS_NETWORK, Fault, Scene, upgrade
-from tests.chaos.group import Group, Shape, a_group
+from tests.chaos.group import Shape, a_group
 from tests.chaos.network import namespaces
 from tests.chaos.session import Beside, Report, Script, play
 from tests.chaos.watch import Timeline
@@ -21,14 +22,19 @@ _SMALL_DISK_MB: Final = 96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """`faults` by name; `script` with the rest; `beside` in place of the faults."""
+    """`faults` by name; `script` with the rest; `beside` in place of the faults; `measure` in place of all that.
+
+    What measures is given the scene and how many trials there are to be, `trials` unless a count is asked for.
+    """
 
     about: str
     faults: tuple[str, ...] = ()
     shape: Shape = field(default_factory=Shape)
     script: Script = field(default_factory=lambda: Script(seed=0))
     beside: Callable[[], Beside] | None = None
-    measure: Callable[[Group, Timeline], Awaitable[list[str]]] | None = None
+    measure: Callable[[Scene, int], Awaitable[list[str]]] | None = None
+    trials: int = 30
+    cuts_agents: bool = False
 
 
 _SHOWN = Script(seed=0, rate=50.0, count=2_000, every_s=5.0, wants_all=True)
@@ -43,8 +49,8 @@ async def _rolling(scene: Scene) -> None:
         await upgrade(scene)
 
 
-async def _failover(group: Group, timeline: Timeline) -> list[str]:
-    gaps = await measures.failover_gaps(group, 30, timeline)
+async def _failover(scene: Scene, trials: int) -> list[str]:
+    gaps = await measures.failover_gaps(scene.group, trials, scene.timeline)
     return [f"leader kill -9 to the next write: {measures.in_short(gaps)}"]
 
 
@@ -84,6 +90,18 @@ PRESETS: Final[Mapping[str, Preset]] = {
         script=Script(seed=0, duration_s=60.0, wants_all=True),
     ),
     "failover": Preset(about="kill -9 of the leader to the next write, 30 times", measure=_failover),
+    "agents-cut": Preset(
+        about="agents cut off, stopped, killed: the old execution's end and the new one's start, 50 cuts",
+        shape=cutting.SHAPE,
+        measure=cutting.measure,
+        trials=50,
+        cuts_agents=True,
+    ),
+    "starts": Preset(
+        about="kill -9 of the leader while 200 tasks are being started, 30 times",
+        shape=starts.SHAPE,
+        measure=starts.measure,
+    ),
     "all": Preset(
         about="everything at once, of two kinds at a time",
         faults=tuple(sorted(FAULTS)),
@@ -96,14 +114,25 @@ async def run(preset: Preset, directory: Path, timeline: Timeline) -> tuple[list
     """What is to be printed, and the violations."""
     masters = [f"m{n}" for n in range(1, preset.shape.masters + 1)]
     with ExitStack() as stack:
-        network = stack.enter_context(namespaces(masters)) if NEEDS_NETWORK & set(preset.faults) else None
+        apart = [*masters, *(f"a{n}" for n in range(1, preset.shape.agents + 1))] if preset.cuts_agents else masters
+        needs_network = preset.cuts_agents or NEEDS_NETWORK & set(preset.faults)
+        network = stack.enter_context(namespaces(apart)) if needs_network else None
         if "full-disk" in preset.faults:
             stack.enter_context(disks.small_disk(directory / masters[-1], _SMALL_DISK_MB))
         async with a_group(directory, preset.shape, network) as group:
             timeline.say(f"{preset.shape.masters} masters and {preset.shape.agents} agents are up")
             if preset.measure is not None:
-                return await preset.measure(group, timeline), []
+                scene = Scene(group, random.Random(preset.script.seed), timeline, network)
+                return await _measured(preset, scene)
             script = replace(preset.script, faults={name: FAULTS[name] for name in preset.faults})
             beside = preset.beside() if preset.beside else None
             report: Report = await play(group, script, timeline=timeline, network=network, beside=beside)
             return report.lines(), report.violations
+
+
+async def _measured(preset: Preset, scene: Scene) -> tuple[list[str], list[str]]:
+    assert preset.measure is not None
+    lines = await preset.measure(scene, preset.script.count or preset.trials)
+    told = [f"VIOLATION     {one}" for one in scene.problems[:20]]
+    last = f"{len(scene.problems)} violations" if scene.problems else "all is well"
+    return [*lines, *told, last], scene.problems

@@ -11,10 +11,11 @@ import pytest
 from pistage.core import machine
 from tests.chaos.checks import Findings, check_runs, executions_in, tables_hash
 from tests.chaos.load import NAME
+from tests.chaos.starts import starts_in, wrong_in
 
 _RUN = (
-    "INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, notes, created_at, plan,"
-    " source) VALUES (?, '', ?, ?, '', ?, '', 0, '', '[]', 0, '', '')"
+    "INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, concurrency_limit,"
+    " notes, created_at, plan, source) VALUES (?, '', ?, ?, '', ?, '', 0, '', 0, '[]', 0, '', '')"
 )
 _ATTEMPT = (
     "INSERT INTO attempt (id, run_id, position, number, agent_id, fence, state, reason, runtime, assigned_at,"
@@ -99,3 +100,26 @@ def test_one_byte_of_difference_in_any_table_is_found(tmp_path: Path) -> None:
     assert tables_hash(one.path) == tables_hash(other.path)
     other.db.execute("UPDATE attempt SET reason = 'x' WHERE id = 'a2'")
     assert tables_hash(one.path) != tables_hash(other.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "side", "said"),
+    [
+        ("", "k1 r1 1 9\nk2 r2 2 8\n", []),
+        ("", "k1 r1 1 9\n", ["was never carried out", "carried out under []"]),
+        ("", "k1 r1 1 9\nk2 r2 2 8\nk2 r2 2 9\n", ["carried out twice", "carried out under [('r2', 2), ('r2', 2)]"]),
+        ("DELETE FROM run WHERE id = 'r2'", "k1 r1 1 9\nk2 r2 2 8\n", ["and lost", "is None, not succeeded"]),
+        ("UPDATE attempt SET state = 'running' WHERE id = 'a2'", "k1 r1 1 9\nk2 r2 2 8\n", ["left live", "0 attempts"]),
+        (_ATTEMPT.replace("?", "{}").format("'a3'", "'r2'", 2, 3, "'lost'"), "k1 r1 1 9\nk2 r2 2 8\nk2 r2 3 9\n",
+         ["attempts [(2, 'succeeded'), (3, 'lost')]"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_tasks_that_were_started_is_found(
+    state: State, change: str, side: str, said: list[str]
+) -> None:
+    state.db.execute(change)
+    side_file = state.path.with_name("starts")
+    side_file.write_text(side)
+    found = list(wrong_in(state.path, {"k1": "r1", "k2": "r2"}, starts_in(side_file)))
+    assert len(found) == len(said)
+    assert all(what in one for what, one in zip(said, found, strict=True)), found

@@ -71,6 +71,11 @@ class View:
         """How many tasks wait."""
         return self._count
 
+    @property
+    def in_flight(self) -> int:
+        """How many placements are decided and not committed."""
+        return len(self._tentative)
+
     def entry(self, task: TaskId) -> Entry | None:
         """A task that waits."""
         return self._waiting.get(task[0], {}).get(task[1])

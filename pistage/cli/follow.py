@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from contextlib import aclosing, suppress
 from typing import Any, Final, Protocol, Self
 
@@ -18,8 +19,10 @@ from pistage.errors import Code, PistageError
 _LAST_LINES_S: Final = 1.0
 _LOOK_EVERY_S: Final = 1.5  # why a task waits is no event of the run, so it is asked for
 _HOPELESS_S: Final = 3.0  # that no agent could ever take a task is believed after this long: one may be about to come
-_LOOK_AGAIN_S: Final = 1.0
+_DOUBT_S: Final = 1.0  # the same, of a cluster that was there before: its agents should be as well
+_LOOK_FIRST_S: Final = 0.25
 _AGENTS_NAMED_MAX: Final = 20
+_ALONE: Final = "this cluster is the command's own and has one agent; see pistage serve and pistage dev"
 EXIT_CODES: Final = {"succeeded": 0, "failed": 1, "lost": 1, "cancelled": 3}
 
 
@@ -74,7 +77,7 @@ async def until_over(client: Client, run: Run, *, is_alone: bool = False) -> Run
     nobody but this process gives the run an agent, and that one gets a moment longer to come.
     """
     async with groups.one_error(), asyncio.TaskGroup() as group:
-        looking = group.create_task(_refuse_the_hopeless(client, run, _HOPELESS_S if is_alone else _LOOK_AGAIN_S))
+        looking = group.create_task(_refuse_the_hopeless(client, run, is_alone=is_alone))
         async with aclosing(client.follow_events(run["id"])) as events:
             async for _ in events:
                 pass
@@ -82,23 +85,25 @@ async def until_over(client: Client, run: Run, *, is_alone: bool = False) -> Run
     return await client.fetch_run(run["id"])
 
 
-async def _refuse_the_hopeless(client: Client, run: Run, patience_s: float) -> None:
-    hopeless_s = 0.0
+async def _refuse_the_hopeless(client: Client, run: Run, *, is_alone: bool) -> None:
+    patience_s = _HOPELESS_S if is_alone else _DOUBT_S
+    since: float | None = None
+    pause_s = _LOOK_FIRST_S
     while True:
+        stuck: list[str] = []
         with suppress(PistageError):  # the events say what becomes of the run; this only looks on
             tasks = (await client.fetch_run(run["id"]))["tasks"]
             stuck = [task["name"] for task in tasks if task["state"] == "queued" and not task.get("is_placeable", True)]
-            if not stuck:
-                hopeless_s = 0.0
-            elif hopeless_s >= patience_s:
-                break
-            else:
-                hopeless_s += _LOOK_AGAIN_S
-        await asyncio.sleep(_LOOK_AGAIN_S)
-    raise await _hopeless(client, run, stuck[0])
+        if not stuck:
+            since, pause_s = None, min(2 * pause_s, _LOOK_EVERY_S)
+        elif since is None:
+            since, pause_s = time.monotonic(), _LOOK_FIRST_S
+        elif time.monotonic() - since >= patience_s:
+            raise await _hopeless(client, run, stuck[0], is_alone=is_alone)
+        await asyncio.sleep(pause_s)
 
 
-async def _hopeless(client: Client, run: Run, name: str) -> PistageError:
+async def _hopeless(client: Client, run: Run, name: str, *, is_alone: bool) -> PistageError:
     title = f"{run['name']}#{run['number']}"
     told: Any = (await client.fetch_why(run["id"], task=name))["tasks"][0]
     agents = ((told.get("waiting") or {}).get("agents") or [])[: _AGENTS_NAMED_MAX + 1]
@@ -107,7 +112,9 @@ async def _hopeless(client: Client, run: Run, name: str) -> PistageError:
     return PistageError(
         Code.UNPLACEABLE,
         f"task {name!r} cannot be placed on any agent there is: {'; '.join(reasons) or 'no agent has registered'}",
-        hint=f"{title} stays queued until one comes that can: pistage why {_quoted(title)} says more, "
+        hint=_ALONE
+        if is_alone
+        else f"{title} stays queued until one comes that can: pistage why {_quoted(title)} says more, "
         f"pistage cancel {_quoted(title)} gives it up",
     )
 
@@ -181,7 +188,7 @@ async def _tell_of_waiting(client: Client, run_id: str, screen: Screen, *, is_al
             raise PistageError(
                 Code.UNPLACEABLE,
                 f"task {task['name']!r} cannot be placed: {task['waiting']}",
-                hint="this cluster is the command's own and has one agent; see pistage serve and pistage dev",
+                hint=_ALONE,
             )
 
 

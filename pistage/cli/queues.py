@@ -76,7 +76,11 @@ def set_queue(
             )
 
     queue = groups.run(put())
-    most = "any number of runs" if queue["limit"] is None else f"{queue['limit']} runs at one time"
+    most = (
+        "any number of runs"
+        if queue["limit"] is None
+        else f"{queue['limit']} run{'s' * (queue['limit'] != 1)} at one time"
+    )
     output.say(f"{queue['name']}: priority {queue['priority']}, {most}, placing {queue['placing']}")
 
 

@@ -27,13 +27,16 @@ def retry_verb(
     """
     if is_failed_only and start is not None:
         raise click.UsageError("--failed and --from: give one; --from tries what did not succeed again as well")
+    from pistage.cli.serve import start_logging
+
+    start_logging(0, quiet=True, is_brief=True)
     return groups.run(_retry(config, run, manner, is_failed_only=is_failed_only, start=start))
 
 
 async def _retry(
     config: Config[ClientConfig], name: str, manner: Manner, *, is_failed_only: bool, start: str | None
 ) -> int:
-    async with connect(config, needs_agent=True) as connection:
+    async with connect(config, needs_agent=True, runtime=manner.runtime) as connection:
         refuse_unless_it_may_leave(connection, manner)
         old = await connection.client.fetch_run(name)
         run = await connection.client.retry_run(old["id"], is_failed_only=is_failed_only, start=start)

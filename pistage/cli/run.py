@@ -30,16 +30,19 @@ class Manner:
     is_detached: bool = False
     is_quiet: bool = False
     is_plain: bool = False
+    runtime: str | None = None  # of the agent, where the cluster is the verb's own
 
 
 def manner_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of verbs that make a run; they arrive as one `manner`."""
 
     @functools.wraps(function)
-    def collected(*args: Any, is_detached: bool, is_quiet: bool, is_plain: bool, **kwargs: Any) -> Any:
+    def collected(
+        *args: Any, is_detached: bool, is_quiet: bool, is_plain: bool, runtime: str | None, **kwargs: Any
+    ) -> Any:
         if is_detached and is_quiet:
             raise click.UsageError("--detach and --wait: give one; `pistage wait RUN` waits later")
-        manner = Manner(is_detached=is_detached, is_quiet=is_quiet, is_plain=is_plain)
+        manner = Manner(is_detached=is_detached, is_quiet=is_quiet, is_plain=is_plain, runtime=runtime)
         return function(*args, manner=manner, **kwargs)
 
     given = (
@@ -51,6 +54,10 @@ def manner_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Show nothing; exit at the end, or with 6 at once where no agent there is could ever take a task.",
         ),
         click.option("--plain", "is_plain", is_flag=True, help="Plain lines, also on a terminal."),
+        click.option(
+            "--runtime", type=click.Choice(["docker", "sandbox", "host"]),
+            help="For an embedded cluster: how steps run. Docker where an engine answers, else sandbox, unless set.",
+        ),
     )  # fmt: skip
     for option in reversed(given):
         collected = option(collected)
@@ -61,11 +68,6 @@ def manner_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("target", metavar="FILE|ACTION")
 @options.submission_options
 @manner_options
-@click.option(
-    "--runtime",
-    type=click.Choice(["docker", "sandbox", "host"]),
-    help="For an embedded cluster: how steps run. Docker where an engine answers, else sandbox, unless set.",
-)
 @click.option("-v", "--verbose", count=True, help="Say more on stderr.")
 @options.client_options
 def run_verb(
@@ -75,7 +77,6 @@ def run_verb(
     with_file: Path | None,
     start_node: str | None,
     manner: Manner,
-    runtime: str | None,
     verbose: int,
     config: Config[ClientConfig],
 ) -> int:
@@ -90,7 +91,7 @@ def run_verb(
     start_logging(verbose, quiet=True, is_brief=True)
     given = documents.parameters(pairs, with_file)
     body = documents.submission(target, parameters=given, start_node=start_node)
-    return groups.run(_run(config, target, body, manner, runtime=runtime))
+    return groups.run(_run(config, target, body, manner))
 
 
 async def _run(
@@ -98,10 +99,8 @@ async def _run(
     target: str,
     body: dict[str, Any],
     manner: Manner,
-    *,
-    runtime: str | None,
 ) -> int:
-    async with connect(config, needs_agent=True, may_found=True, runtime=runtime) as connection:
+    async with connect(config, needs_agent=True, may_found=True, runtime=manner.runtime) as connection:
         refuse_unless_it_may_leave(connection, manner)
         with documents.named(target):
             run = await connection.client.submit_run(body)

@@ -111,7 +111,8 @@ def _history(task: Any) -> Iterator[str]:
         by = f" by {cancelled['by']}" if cancelled.get("by") else ""
         what = "the run" if cancelled["of"] == "run" else "it"
         age = output.age_of("at")(cancelled)
-        yield f"{what} was cancelled{by} {age}: {cancelled['reason']}"
+        because = "" if cancelled["reason"] == task.get("reason") else f": {cancelled['reason']}"
+        yield f"{what} was cancelled{by} {age}{because}"
 
 
 def _coloured(line: str, item: Any) -> str:

@@ -220,7 +220,8 @@ def test_a_lost_agent_says_why_and_is_removed(pistage: Pistage, capsys: pytest.C
 def test_who_waits_for_a_task_that_no_agent_could_take_leaves_with_6_and_why(
     pistage: Pistage, master: SteeredMaster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "_LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(follow, "_DOUBT_S", 0.0)
+    monkeypatch.setattr(follow, "_LOOK_FIRST_S", 0.01)
     master.state, master.is_held, master.is_placeable = "queued", True, False
     master.told = [told("a", "queued", waiting=HOPELESS)]
     for argv in (["wait", "demo#1"], ["run", "Action", "--wait"], ["retry", "demo#1", "--wait"]):

@@ -9,7 +9,9 @@ import pytest
 
 from pistage import wire
 from pistage.client import Client, Selection
+from pistage.master.api import views
 from tests.master.fakes import TOKEN, Api, FakeAgent, a_master, an_agent
+from tests.master.test_queries import Explained
 
 CHAIN = """
 name: Chain
@@ -130,6 +132,14 @@ async def test_what_cannot_be_retried_is_refused_with_what_was_expected(
         await api.ended(run["id"])
         answered, refused = await api.call("POST", f"/api/v1/runs/{run['id']}/retry", data=body)
         assert answered == status and message in refused["detail"] and refused["hint"]
+
+
+async def test_attempts_of_kept_tasks_are_found_by_an_index() -> None:
+    explained = Explained()
+    for sql in (views.ATTEMPTS, views._STEPS):
+        await explained.rows(sql, ("r",))
+    assert not any(step.startswith("SCAN") for step in explained.steps), explained.steps
+    assert sum("attempt_by_run (run_id=? AND position=?)" in step for step in explained.steps) == 2, explained.steps
 
 
 async def test_a_run_that_goes_on_is_not_retried(tmp_path: Path) -> None:

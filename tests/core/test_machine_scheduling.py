@@ -316,6 +316,13 @@ def test_an_agent_at_work_is_removed_only_by_force_and_its_work_is_tried_elsewhe
     assert cluster.db.execute("SELECT COUNT(*) FROM agent").fetchone() == (0,)
 
 
+def test_an_agent_that_was_removed_comes_back_in_a_higher_epoch(cluster: Cluster) -> None:
+    assert [cluster.register("a1", incarnation) for incarnation in ("i1", "i2")] == [1, 2]
+    cluster.apply(c.RemoveAgent(at=1, agent_id="a1"))
+    assert cluster.apply(c.LoseAgent(at=1, agent_id="a1", epoch=2, reason="x")).error is not None
+    assert cluster.register("a1", "i2") == 3
+
+
 def test_that_losses_are_paused_stands_in_the_state(cluster: Cluster) -> None:
     cluster.apply(c.PauseLosses(at=1, until=77, reason="many at once"))
     row = cluster.db.execute("SELECT value FROM meta WHERE key = 'losses_paused_until'").fetchone()

@@ -15,6 +15,7 @@ from pistage.core.model import AgentInfo, Result, State
 from pistage.core.plan import FailureClass
 from pistage.errors import Code, PistageError
 
+_EPOCHS_GONE = "epochs_gone"  # the highest epoch of an agent that was removed
 _UPSERT = """
 INSERT INTO agent (id, name, incarnation, epoch, state, reason, is_draining, info,
                    cpus_milli, memory_bytes, gpus, slots, at)
@@ -30,7 +31,8 @@ def register(turn: Turn, command: c.RegisterAgent) -> dict[str, object]:
     """The agent is up. Another incarnation, or one that had been lost, gets the next epoch."""
     info = command.info
     known = turn.db.execute("SELECT incarnation, epoch, state FROM agent WHERE id = ?", (info.id,)).fetchone()
-    epoch = 1 if known is None else known[1]
+    # Above that of any agent that was removed: it may have been this one, and what was decided then must not hold now.
+    epoch = known[1] if known else int(meta.get(turn.db, _EPOCHS_GONE) or 0) + 1
     if known is not None and (known[0] != info.incarnation or known[2] != "up"):
         epoch += 1
     room = info.capacity
@@ -81,7 +83,7 @@ def set_drain(turn: Turn, command: c.SetAgentDrain) -> dict[str, object]:
 
 def remove(turn: Turn, command: c.RemoveAgent) -> dict[str, object]:
     """Forget the agent; its attempts stay with their runs."""
-    row = turn.db.execute("SELECT name FROM agent WHERE id = ?", (command.agent_id,)).fetchone()
+    row = turn.db.execute("SELECT name, epoch FROM agent WHERE id = ?", (command.agent_id,)).fetchone()
     if row is None:
         raise _unknown(command.agent_id)
     live = attempts.live_attempts_of(turn.db, command.agent_id)
@@ -93,6 +95,7 @@ def remove(turn: Turn, command: c.RemoveAgent) -> dict[str, object]:
         )
     _lose_attempts(turn, command.agent_id, f"agent {row[0]} was removed")
     turn.db.execute("DELETE FROM agent WHERE id = ?", (command.agent_id,))
+    meta.put(turn.db, {_EPOCHS_GONE: str(max(row[1], int(meta.get(turn.db, _EPOCHS_GONE) or 0)))})
     turn.changes.append(AgentRemoved(command.agent_id))
     return {"lost": live}
 

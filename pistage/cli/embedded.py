@@ -16,6 +16,8 @@ from pistage.errors import Code, PistageError
 
 Runtime = Literal["docker", "sandbox", "host"]
 EPHEMERAL = "127.0.0.1:0"
+#: Master and agent stop (Ctrl-Z) and sleep (a laptop) together, so neither has reason to give up the other's work.
+_LEASE_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ async def cluster(
     from pistage.master.service import Master
 
     known = home.token(token)
-    settings = MasterConfig(data_dir=home.master_dir, listen=listen)
+    settings = MasterConfig(data_dir=home.master_dir, listen=listen, lease=_LEASE_S)
     async with Master(settings, token=known) as master:
         endpoint = Endpoint(
             url=master.url,

@@ -214,6 +214,18 @@ def test_dev_is_found_by_the_other_verbs_and_stops_cleanly(shell: Shell) -> None
     assert not (shell.home / ".local/share/pistage/endpoint.json").exists()
 
 
+def test_a_dev_that_is_put_to_sleep_does_not_give_up_its_own_work(shell: Shell) -> None:
+    dev = shell.start("dev", "--runtime", "host", "--listen", "127.0.0.1:0")
+    wait_for(dev, "everything else")
+    detached = shell("run", "--detach", shell.held())
+    watch = shell.start("watch", detached.stdout.decode().strip())
+    wait_for(watch, "step main")
+    lease = json.loads((shell.home / ".local/share/pistage/agent/lease").read_text())
+    assert lease["length_s"] >= 86400, "a night"
+    shell.open_gate()
+    assert shell("wait", "Held#1").stdout == b"Held#1 succeeded\n"
+
+
 def test_a_token_is_asked_for_and_a_wrong_one_is_4(shell: Shell) -> None:
     dev = shell.start("dev", "--runtime", "host", "--listen", "127.0.0.1:0", "--token", "right")
     url = wait_for(dev, "everything else").split("pistage dev: ")[1].split(",")[0]

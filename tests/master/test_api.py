@@ -169,6 +169,9 @@ async def test_a_run_that_has_not_changed_is_not_sent_again(tmp_path: Path) -> N
     async with a_master(tmp_path) as api:
         run = await api.submit()
         path = f"{api.url}/api/v1/runs/{run['id']}"
+        async with asyncio.timeout(10):
+            while not (await api.run(run["id"]))["tasks"][0]["waiting"]:  # why it waits is part of it
+                await asyncio.sleep(0.01)
         async with api.session.get(path) as response:
             etag = response.headers["ETag"]
         await api.submit()  # something else may have

@@ -170,7 +170,7 @@ async def test_a_run_that_has_not_changed_is_not_sent_again(tmp_path: Path) -> N
         run = await api.submit()
         path = f"{api.url}/api/v1/runs/{run['id']}"
         async with asyncio.timeout(10):
-            while not (await api.run(run["id"]))["tasks"][0]["waiting"]:  # why it waits is part of it
+            while not (await api.run(run["id"]))["tasks"][0]["waiting"]:  # noqa: ASYNC110 - the API has no event of it
                 await asyncio.sleep(0.01)
         async with api.session.get(path) as response:
             etag = response.headers["ETag"]

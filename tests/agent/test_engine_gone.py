@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pistage.agent.runtimes import docker_own
+from pistage.agent.runtimes.docker import DockerRuntime
 from pistage.core.commands import StepStarted
 from pistage.core.model import State
 from pistage.core.plan import FailureClass
@@ -73,6 +74,23 @@ async def test_an_engine_that_does_not_come_back(
     assert end.result.state is State.LOST
     assert "the engine went away and did not come back within 2 s" in end.result.reason
     await engine_script("start", own_engine)
+
+
+async def test_a_task_that_comes_while_the_engine_is_away_waits_for_it(
+    master: FakeMaster, start_agent: StartAgent, own_engine: Path
+) -> None:
+    agent = await start_agent("docker", engine=f"unix://{own_engine}/docker.sock")
+    assert (await master.run(task(script("true")))).result.state is State.SUCCEEDED
+    kill_engine(own_engine)
+    assert isinstance(agent._runtime, DockerRuntime)
+    engine = agent._runtime.engine
+    await master.until(lambda: engine.is_away)
+    assign = await master.assign(task(script("echo on")))
+    await master.until(lambda: master.heard_of(assign))
+    await engine_script("start", own_engine)
+    end = await master.finished(assign)
+    assert end.result.state is State.SUCCEEDED, end.result.reason
+    assert master.stdout(assign.attempt_id) == b"on\n"
 
 
 async def test_an_agent_without_an_engine_waits_for_it_and_says_what_is_missing(

@@ -16,7 +16,7 @@ from pistage.agent.runtimes.binds import BindPolicy
 from pistage.agent.runtimes.devices import AttemptGpus
 from pistage.agent.runtimes.docker_images import Images
 from pistage.agent.runtimes.docker_objects import Objects
-from pistage.agent.runtimes.docker_own import OwnProcess
+from pistage.agent.runtimes.docker_own import OwnProcess, wait_for_engine
 from pistage.agent.runtimes.docker_services import Services
 from pistage.agent.runtimes.docker_shared import SharedContainer, is_root
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
@@ -168,6 +168,9 @@ class DockerPlace:
 
     async def prepare(self) -> None:
         """See `Place`."""
+        if self._engine.is_away:
+            # Who failed at once would be the emptiest agent for as long as its engine is away, and draw every task.
+            await wait_for_engine(self._engine, EngineGoneError("it was away when the task came"))
         with translated():
             await self._make_networks_and_volumes()
             await self._services.start()

@@ -49,6 +49,7 @@ class Engine:
         self.address = address or os.environ.get("DOCKER_HOST") or DEFAULT
         self.api_version = (0, 0)
         self.absences = 0  # how often the engine has been seen to go away
+        self.is_away = False  # as far as `watch` has seen
         self._docker: aiodocker.Docker | None = None
         self._connector: aiohttp.BaseConnector | None = None
 
@@ -94,13 +95,16 @@ class Engine:
         while True:
             try:
                 async with self._request("GET", "events", query=query) as response:
+                    self.is_away = False
                     async for _ in response.content.iter_any():
                         pass  # a reload: nothing to us
-                self.absences += 1
             except EngineGoneError:
-                self.absences += 1
+                pass
             except EngineError:
+                self.is_away = False
                 return  # an engine that has no such events
+            self.absences += 1
+            self.is_away = True
             await asyncio.sleep(_WATCH_AGAIN_S)
 
     # --- calls ----------------------------------------------------------------------------------------------

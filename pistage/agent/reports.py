@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from itertools import islice
@@ -11,7 +12,10 @@ from pistage.core import limits
 from pistage.core.commands import AttemptEvent
 from pistage.wire import Report
 
+#: Each report is a change that the masters agree on: what comes together goes together. So what comes while an earlier
+#: report is on its way waits for the answer to that, within bounds.
 _GATHER_S = 0.002
+_GATHER_MAX_S = 0.1
 
 
 class Reports:
@@ -23,6 +27,7 @@ class Reports:
         self._under_way = 0  # the sum of those
         self._number = 0
         self._changed = asyncio.Event()
+        self._answered = asyncio.Event()
 
     @property
     def has_any(self) -> bool:
@@ -51,8 +56,7 @@ class Reports:
             self._changed.clear()
             if len(self._events) == self._under_way:
                 await self._changed.wait()
-                # Each report is a change that the masters agree on: what comes together goes together.
-                await asyncio.sleep(_GATHER_S)
+                await self._gather()
                 continue
             batch = tuple(islice(self._events, self._under_way, self._under_way + limits.REPORT_BATCH_MAX))
             self._number += 1
@@ -60,8 +64,17 @@ class Reports:
             self._sent.append((self._number, len(batch)))
             await send(Report(number=self._number, events=batch))
 
+    async def _gather(self) -> None:
+        await asyncio.sleep(_GATHER_S)
+        if self._sent:
+            self._answered.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GATHER_MAX_S):
+                    await self._answered.wait()
+
     def on_reported(self, number: int) -> list[AttemptEvent]:
         """The events that report `number`, and any before it, carried: they are committed."""
+        self._answered.set()
         done: list[AttemptEvent] = []
         while self._sent and self._sent[0][0] <= number:
             _, count = self._sent.popleft()

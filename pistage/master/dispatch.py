@@ -25,8 +25,6 @@ from pistage.master.sessions import Sessions
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
-#: Entries with placements that are not committed yet. While they are on their way the next one grows.
-_IN_FLIGHT_MAX = 2
 _REFUSED_WAIT_S = 0.05  # before it is decided anew: what was refused once may be refused again
 _EXPLAINED_FOR_S = 0.5  # explanations may be so old; the view of a busy cluster is another with every call
 
@@ -43,7 +41,7 @@ class Dispatch:
         self._view: View | None = None
         self._explainer: tuple[float, Explainer] | None = None
         self._have_sessions_changed = False
-        self._in_flight = 0
+        self._is_assigning = False
         self._is_leading = False
         replica.on_applied(self._note)
 
@@ -67,7 +65,7 @@ class Dispatch:
         What an earlier leader decided and did not tell stands in the state: each agent is told when it comes here.
         """
         self._news.clear()
-        self._in_flight = 0
+        self._is_assigning = False
         self._is_leading = True
         try:
             view = await self._loaded()
@@ -154,7 +152,7 @@ class Dispatch:
         agent_of = {one.attempt_id: one.agent_id for one in effects if self._sessions.is_connected(one.agent_id)}
         if not agent_of:
             return
-        async with self._replica.reader.snapshot() as snapshot:
+        async with self._replica.reader.single() as snapshot:
             messages, ends = await reads.assignments(snapshot, list(agent_of))
         for message in messages:
             self._sessions.send(agent_of[message.attempt_id], message)
@@ -166,12 +164,12 @@ class Dispatch:
 
     def _decide(self, view: View, group: asyncio.TaskGroup) -> float:
         """Place what can be placed; returns in how many seconds to look again if nothing happens."""
-        if self._in_flight >= _IN_FLIGHT_MAX:
-            return _LOOK_EVERY_S  # the answer to one of them wakes us
+        if self._is_assigning:
+            return _LOOK_EVERY_S  # the answer wakes us; until then the next entry grows
         now = self._replica.now_ms()
         decision = schedule.decide(view, now)
         if decision.placements:
-            self._in_flight += 1
+            self._is_assigning = True
             group.create_task(self._assign(view, decision.placements))
         for task in decision.expired:
             group.create_task(self._expire(view, task))
@@ -194,7 +192,7 @@ class Dispatch:
             refused = outcome.value["refused"]  # type: ignore[assignment]
         except PistageError as error:
             refused = dict.fromkeys(made, str(error))
-        self._in_flight -= 1
+        self._is_assigning = False
         self._work.set()
         if refused:
             await asyncio.sleep(_REFUSED_WAIT_S)

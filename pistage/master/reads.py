@@ -93,11 +93,10 @@ async def assignments(
     """The messages that tell agents of these attempts, and the ends of those whose rows cannot be read."""
     if not attempt_ids:
         return [], []
-    cluster = await cluster_id(snapshot)
     messages, ends = [], []
     for row in await snapshot.rows(_ASSIGNMENTS, (json.dumps(attempt_ids),)):
         try:
-            messages.append(_assignment(row, cluster))
+            messages.append(_assignment(row))
         except PistageError as error:  # a row that cannot be read must not stop the others
             log.error("attempt=%s cannot be assigned: %s", row["id"], error)
             result = Result(state=State.FAILED, failure=FailureClass.REFUSED, reason=f"it cannot be read: {error}")
@@ -107,7 +106,7 @@ async def assignments(
 
 _ASSIGNMENTS = """
 SELECT attempt.id, attempt.fence, attempt.number, run.id AS run_id, run.number AS run_number, run.name, run.plan,
-  task.spec
+  task.spec, (SELECT value FROM meta WHERE key = 'cluster_id') AS cluster_id
 FROM json_each(?) AS asked JOIN attempt ON attempt.id = asked.value
 JOIN run ON run.id = attempt.run_id
 JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
@@ -115,7 +114,7 @@ ORDER BY asked.key
 """
 
 
-def _assignment(row: Row, cluster: str) -> wire.Assign:
+def _assignment(row: Row) -> wire.Assign:
     head, task = _plan_from(row["plan"]), _task_from(row["spec"])
     return wire.Assign(
         attempt_id=row["id"],
@@ -124,7 +123,7 @@ def _assignment(row: Row, cluster: str) -> wire.Assign:
         run_number=row["run_number"],
         run_name=row["name"],
         number=row["number"],
-        cluster_id=cluster,
+        cluster_id=row["cluster_id"] or "",
         task=task,
         networks=head.networks,
         volumes=head.volumes,

@@ -38,6 +38,9 @@ _PATH = "/agent/v1/session"
 _BACKOFF_MIN_S = 0.1
 _BACKOFF_MAX_S = 5.0
 _DIAL_TIMEOUT_S = 5.0  # a master waits for the end of an election before it answers
+#: A machine that is off or cut off is silent where one that lives accepts in a moment, and to ask several of those in
+#: turn must not take a lease. Long enough for a packet that was lost to be sent again.
+_CONNECT_TIMEOUT_S = 2.0
 _WELCOME_TIMEOUT_S = 10.0  # the master answers once the agent's coming is committed
 _BEATS_MISSED_MAX = 3  # so many heartbeats without a word from the master: another one may lead
 _DENIED_RETRY_S = 30.0
@@ -87,7 +90,7 @@ class Session:
         """Until cancelled."""
         trace = aiohttp.TraceConfig()
         trace.on_request_redirect.append(_raise_redirect)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_DIAL_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S)
         async with aiohttp.ClientSession(trace_configs=[trace], timeout=timeout) as http:
             await self._keep(http)
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -105,6 +108,29 @@ async def test_who_leads_by_the_word_of_another_master_is_asked_at_once(
         follower.redirect_to = master.url
         async with asyncio.timeout(10):
             await start_agent(masters=(follower.url,))
+
+
+@pytest.fixture
+def silent_url() -> Iterator[str]:
+    """Of a machine that answers no packet: a listener whose queue is full drops those of whoever comes."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_masters_that_are_silent_hold_the_way_to_another_up_for_less_than_a_lease(
+    master: FakeMaster, start_agent: StartAgent, silent_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two of five on the far side of a partition, one of them named by a follower that has not noticed yet.
+    monkeypatch.setattr(session_module, "_CONNECT_TIMEOUT_S", session_module._CONNECT_TIMEOUT_S / 10)
+    async with fake_master() as follower:
+        follower.redirect_to = silent_url
+        async with asyncio.timeout(4):
+            await start_agent(masters=(follower.url, silent_url, master.url))
 
 
 async def test_waits_grow_only_once_every_master_was_asked(

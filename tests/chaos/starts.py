@@ -108,9 +108,9 @@ async def trial(scene: Scene, watch: Watch, number: int) -> Trial:
     group.start(leader)
     try:
         await until_quiet(group, watch, _QUIET_S)
+        await until(lambda: not any(group.journal_bytes(agent) for agent in group.agents), 30.0)
     except AssertionError as late:
         scene.fail(f"trial {number}: {late}")
-    await until(lambda: not any(group.journal_bytes(agent) for agent in group.agents), 30.0)
     states = {name: group.directory / f"{name}-{number}.db" for name in group.masters}
     for name, path in states.items():
         _copy_state(group, name, path)

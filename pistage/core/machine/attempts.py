@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from dataclasses import replace
 from typing import assert_never
 
 from pistage.core import codec
@@ -130,7 +131,7 @@ def _retry(turn: Turn, key: TaskKey, task: Task, counted: dict[str, int], *, att
     ready_at = turn.at + _delay_ms(task.retry.backoff, tries - 1, attempt_id)
     grown = with_more_memory(task) if result.failure is FailureClass.OOM else None
     if grown is not None:
-        _grow(turn.db, key, grown)
+        _grow(turn, key, grown)
     check_transition(str(key), State.RUNNING, State.QUEUED)
     turn.db.execute(
         "UPDATE task SET state = 'queued', reason = ?, ready_at = ?, failures = ?"
@@ -144,14 +145,35 @@ def _retry(turn: Turn, key: TaskKey, task: Task, counted: dict[str, int], *, att
     waiting.announce(turn, key.run_id, key.position)
 
 
-def _grow(db: sqlite3.Connection, key: TaskKey, task: Task) -> None:
-    (demand,) = db.execute("SELECT demand FROM task WHERE run_id = ? AND position = ?", key.id).fetchone()
+def _grow(turn: Turn, key: TaskKey, task: Task) -> None:
+    (demand,) = turn.db.execute("SELECT demand FROM task WHERE run_id = ? AND position = ?", key.id).fetchone()
     memory_bytes = task.resources.memory_bytes or 0
     demand = demands.written(demands.with_memory(demands.read(demand), memory_bytes))
-    db.execute(
+    turn.db.execute(
         "UPDATE task SET spec = ?, demand = ?, memory_bytes = ? WHERE run_id = ? AND position = ?",
         (codec.to_json(Task, task), demand, memory_bytes, *key.id),
     )
+    if task.gang is not None:
+        _seek_room_for_gang(turn, key, task.gang, memory_bytes)
+
+
+def _seek_room_for_gang(turn: Turn, key: TaskKey, gang: str, memory_bytes: int) -> None:
+    """The others of the gang, should one of them choose its agent, look for one where the grown task fits, too."""
+    others = turn.db.execute(
+        "SELECT position, state, demand FROM task WHERE run_id = ? AND gang = ? AND position <> ? ORDER BY position",
+        (key.run_id, gang, key.position),
+    ).fetchall()
+    for position, state, text in others:
+        try:
+            demand = demands.read(text)
+        except PistageError:  # a row that cannot be read gets no place, and keeps nobody else from theirs
+            continue
+        if memory_bytes > (demand.whole.memory_bytes or 0):
+            wider = demands.written(replace(demand, whole=replace(demand.whole, memory_bytes=memory_bytes)))
+            row = (wider, key.run_id, position)
+            turn.db.execute("UPDATE task SET demand = ? WHERE run_id = ? AND position = ?", row)
+            if state == State.QUEUED:
+                waiting.announce(turn, key.run_id, position)
 
 
 _ENDING = """

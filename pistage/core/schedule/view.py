@@ -179,7 +179,9 @@ class View:
         if tentative is None:
             return
         self.fleet.free(tentative.held)
-        if task[0] not in self._begun and not any(other[0] == task[0] for other in self._tentative):
+        if (
+            task[0] not in self._begun
+        ):  # also while more of its run is under way: that may be refused for the same reason
             self._release_place(task[0])
         gang = tentative.gang
         if gang in self._gangs_to_be and not any(other.gang == gang for other in self._tentative.values()):

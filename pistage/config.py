@@ -85,7 +85,9 @@ class MasterConfig(_Section):
     token_file: Path | None = Field(None, description="file that holds the cluster token")
     heartbeat: Seconds = Field(2.0, description="how often agents say that they live")
     lease: Seconds = Field(
-        20.0, description="an agent that no master answers for this long stops its work; it is lost a little later"
+        20.0,
+        description="an agent that no master answers for this long stops its work, and is lost a little later;"
+        " the same on every master",
     )
     disk_free_min: Bytes = Field(
         256 * 1024**2, description="with less free than this, output and submissions are refused until there is more"

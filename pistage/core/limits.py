@@ -35,6 +35,7 @@ CONCURRENCY_MAX: Final = 10_000  # runs of one group at one time; past this it l
 RETRY_FAILURE_DEFAULT: Final = 1  # the seed promises an automatic retry
 RETRY_INFRASTRUCTURE_DEFAULT: Final = 3
 SERVICE_READY_TIMEOUT_S: Final = 120
+AMOUNT_MAX: Final = 1 << 53  # of a resource: exact in JSON and SQLite; nobody has as much
 PIDS_MAX: Final = 16_384  # a fork bomb in a step must not take the machine with it
 REASON_CHARS_MAX: Final = 2_000
 

@@ -343,13 +343,15 @@ def _redacted_auth(auth: RegistryAuth | None) -> RegistryAuth | None:
     return auth and RegistryAuth(username="***", password="***", server_address=auth.server_address)
 
 
-def with_more_memory(task: Task) -> Task | None:
-    """The task as it is tried again after it ran out of memory; None if it is to have no more than it had."""
+def with_more_memory(task: Task, largest: int) -> Task | None:
+    """The task as it is tried again after it ran out of memory; None if it is to have no more than it had.
+
+    `largest` is the most that any agent offers: with more than that it would wait for ever.
+    """
     growth, had = task.retry.memory, task.resources.memory_bytes
     if growth is None or not had:
         return None
-    wanted = round(had * growth.factor)
-    wanted = wanted if growth.most is None else min(wanted, growth.most)
+    wanted = min(round(had * growth.factor), largest if growth.most is None else growth.most)
     if wanted <= had:
         return None
     contexts = tuple(

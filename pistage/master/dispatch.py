@@ -86,6 +86,7 @@ class Dispatch:
                     view.take(change, self._replica.now_ms())
         while self._news and self._news[0].index <= index:
             self._news.popleft()
+        view.begin_ageing(self._replica.now_ms())
         self._have_sessions_changed = True
         return view
 

@@ -56,7 +56,7 @@ class Heartbeats:
         term, has_led = self._replica.term, self._replica.is_leading
         try:
             async with asyncio.timeout(CONFIRM_WAIT_S):
-                await self._replica.read()
+                await self._replica.confirm_leading()
         except (PistageError, TimeoutError) as error:
             log.info(
                 "heartbeats stay unanswered: %s", error or "the others did not confirm in time that this one leads"

@@ -29,7 +29,7 @@ def patience_s(lease_s: float) -> float:
     By then one that lives has stopped what it ran: its clock may run a tenth slower than ours, and it has a quarter of
     the lease to kill (see `pistage.agent.lease`).
     """
-    return 1.1 * lease_s + lease_s / 4 + _MARGIN_S
+    return 1.1 * 1.25 * lease_s + _MARGIN_S
 
 
 class Losses:

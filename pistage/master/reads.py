@@ -107,7 +107,7 @@ async def assignments(
 _ASSIGNMENTS = """
 SELECT attempt.id, attempt.fence, attempt.number, run.id AS run_id, run.number AS run_number, run.name, run.plan,
   task.spec, (SELECT value FROM meta WHERE key = 'cluster_id') AS cluster_id
-FROM json_each(?) AS asked JOIN attempt ON attempt.id = asked.value
+FROM json_each(?) AS asked JOIN attempt ON attempt.id = asked.value AND attempt.state = 'queued'
 JOIN run ON run.id = attempt.run_id
 JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
 ORDER BY asked.key

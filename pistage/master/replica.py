@@ -285,8 +285,7 @@ class Replica:
 
     async def read(self) -> None:
         """Wait until the state here holds every change that was answered, anywhere, before this call."""
-        token, ready = self._pending.ask_to_read()
-        self._driver.step(raft.Read(token=token))
+        ready = self._begin_read()
         try:
             async with asyncio.timeout(READ_WAIT_S):
                 await self.until_applied(await ready)
@@ -294,6 +293,23 @@ class Replica:
             raise PistageError(
                 Code.UNAVAILABLE, "the masters have no majority now", hint="try again, or read with ?stale=1"
             ) from None
+
+    async def confirm_leading(self) -> None:
+        """Wait until a majority has said, since this call, that it follows the leader; how far it is applied is aside.
+
+        PistageError `unavailable` if it does not in time.
+        """
+        ready = self._begin_read()
+        try:
+            async with asyncio.timeout(READ_WAIT_S):
+                await ready
+        except TimeoutError:
+            raise PistageError(Code.UNAVAILABLE, "the masters have no majority now", hint="try again") from None
+
+    def _begin_read(self) -> asyncio.Future[int]:
+        token, ready = self._pending.ask_to_read()
+        self._driver.step(raft.Read(token=token))
+        return ready
 
     async def change_membership(self, change: raft.Change) -> None:
         """One step of one member; returns once it is committed. PistageError: why not."""

@@ -97,11 +97,6 @@ class Sessions:
         """For as long as this master leads, or until cancelled."""
         await self._heartbeats.serve()
 
-    @property
-    def has_any(self) -> bool:
-        """Whether any agent has a session here."""
-        return bool(self._sessions)
-
     def is_connected(self, agent_id: str) -> bool:
         """Whether the agent has a session here."""
         return agent_id in self._sessions

@@ -1,6 +1,6 @@
 """Plans made by hand, for tests that do not want a document."""
 
-from pistage.core.plan import Block, Context, FailureClass, Plan, Resources, Retry, Step, Task, When
+from pistage.core.plan import Block, Context, FailureClass, Mount, Plan, Resources, Retry, Step, Task, When
 
 NO_RETRY = Retry(limits={})
 
@@ -16,12 +16,13 @@ def a_task(
     skip_reason: str | None = None,
     image: str = "busybox",
     gang: str | None = None,
+    volume: str | None = None,
 ) -> Task:
     step = Step(id="1", name=script, context="c1", script=script)
     return Task(
         name=name,
         body=Block(kind="sequence", children=(step,)),
-        contexts=(Context(id="c1", image=image),),
+        contexts=(Context(id="c1", image=image, mounts=() if volume is None else (_mount(volume),)),),
         needs=needs,
         when=when,
         retry=retry,
@@ -29,6 +30,10 @@ def a_task(
         skip_reason=skip_reason,
         gang=gang,
     )
+
+
+def _mount(volume: str) -> Mount:
+    return Mount(kind="volume", source=volume, target="/data")
 
 
 def a_plan(*tasks: Task, name: str = "demo") -> Plan:

@@ -77,6 +77,20 @@ def test_a_group_that_refuses_takes_no_more_than_its_limit(cluster: Cluster) -> 
     assert cluster.submit(plan, "r3").error is None
 
 
+def test_a_group_that_refuses_counts_all_that_come_at_once_whatever_their_limits(cluster: Cluster) -> None:
+    plans = (grouped(2, Overflow.REFUSE), grouped(3, Overflow.REFUSE))
+    runs = tuple(c.NewRun(run_id=f"r{n}", plan=n % 2) for n in range(3))
+    outcome = cluster.apply(c.SubmitRuns(at=1, project="default", owner="o", plans=plans, runs=runs, source=""))
+    assert outcome.error is not None
+
+
+def test_the_newest_is_who_came_last_whatever_its_id(cluster: Cluster) -> None:
+    plan = grouped(1, Overflow.CANCEL_OLD)
+    cluster.submit(plan, "r9")
+    cluster.submit(plan, "r1")
+    assert (state_of(cluster, "r9")[0], state_of(cluster, "r1")[0]) == ("cancelled", "queued")
+
+
 def test_a_batch_that_a_group_refuses_is_refused_whole(cluster: Cluster) -> None:
     runs = tuple(c.NewRun(run_id=f"r{n}", plan=0) for n in range(3))
     plans = (grouped(2, Overflow.REFUSE),)
@@ -128,6 +142,38 @@ def test_a_gang_is_not_parted_while_its_agent_is_up(cluster: Cluster) -> None:
     cluster.apply(c.LoseAgent(at=1, agent_id="a1", epoch=1, reason="silent"))
     outcome = cluster.apply(c.AssignTasks(at=cluster.now, assignments=(elsewhere,)))
     assert outcome.value["refused"] == {}
+
+
+def test_what_works_on_volumes_that_are_lost_with_their_agent_fails_and_is_not_begun_on_empty_ones(
+    cluster: Cluster,
+) -> None:
+    cluster.register()
+    tasks = (
+        a_task("build", gang="g", volume="v", retry=retrying(lost=3)),
+        a_task("test", gang="g", volume="v", needs=("build",), retry=retrying(lost=3)),
+        a_task("late", gang="g", volume="v", needs=("test",)),
+        a_task("apart", needs=("build",)),
+    )
+    cluster.submit(a_plan(*tasks))
+    cluster.assign("build", "t1")
+    finish(cluster, "t1")
+    cluster.assign("test", "t2")
+    cluster.apply(c.LoseAgent(at=cluster.now, agent_id="a1", epoch=1, reason="silent"))
+    told = {name: task_of(cluster, "r1", name)["state"] for name in ("build", "test", "late", "apart")}
+    assert told == {"build": "succeeded", "test": "failed", "late": "failed", "apart": "queued"}
+    assert "volumes that it shares are lost with their agent: silent" in task_of(cluster, "r1", "test")["reason"]
+
+
+def test_what_shares_a_network_or_has_done_nothing_yet_goes_on_elsewhere(cluster: Cluster) -> None:
+    cluster.register()
+    cluster.submit(a_plan(a_task("one", gang="g"), a_task("two", gang="g", needs=("one",))))
+    cluster.submit(a_plan(a_task("one", gang="g", volume="v", retry=retrying(lost=3))), "r2")
+    cluster.assign("one", "t1")
+    finish(cluster, "t1")
+    cluster.assign("one", "t2", "r2")
+    cluster.apply(c.LoseAgent(at=cluster.now, agent_id="a1", epoch=1, reason="silent"))
+    assert task_of(cluster, "r1", "two")["state"] == "queued"
+    assert task_of(cluster, "r2", "one")["state"] == "queued"
 
 
 def test_a_task_of_a_gang_asks_for_an_agent_that_could_take_all_of_it() -> None:
@@ -226,6 +272,15 @@ def test_a_task_that_ran_out_of_memory_is_tried_again_with_more_up_to_the_most(c
         had.append((row["memory_bytes"], spec.contexts[0].resources.memory_bytes))
         assert demands.read(row["demand"]).resources.memory_bytes == row["memory_bytes"]
     assert had == [(2 * GIB, 2 * GIB), (3 * GIB, 3 * GIB), (3 * GIB, 3 * GIB)]
+
+
+def test_a_task_gets_no_more_memory_than_the_largest_agent_has(cluster: Cluster) -> None:
+    cluster.register(memory_bytes=3 * GIB)
+    policy = Retry(limits={FailureClass.OOM: 3}, memory=MemoryGrowth(factor=10))
+    cluster.submit(a_plan(a_task(resources=Resources(memory_bytes=GIB), retry=policy)))
+    cluster.assign()
+    finish(cluster, "t1", OOM)
+    assert task_of(cluster, "r1")["memory_bytes"] == 3 * GIB
 
 
 # --- retrying a run ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pistage.core import limits
 from pistage.core.plan import Block, Context, Node, Resources, Step
 
 
@@ -22,7 +23,7 @@ def reservation_of(body: Block, contexts: tuple[Context, ...]) -> Resources:
 
 def _peak_of(body: Block, contexts: tuple[Context, ...], weigh: Callable[[Resources], int]) -> int:
     weights = {context.id: weigh(context.resources) for context in contexts if weigh(context.resources)}
-    return _weight(_peak(body, weights), weights) if weights else 0
+    return min(_weight(_peak(body, weights), weights), limits.AMOUNT_MAX) if weights else 0
 
 
 def _weight(names: frozenset[str], weights: dict[str, int]) -> int:

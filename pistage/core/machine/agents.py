@@ -9,8 +9,8 @@ from typing import Any
 from pistage.core import codec
 from pistage.core import commands as c
 from pistage.core.changes import AgentChanged, AgentRemoved
-from pistage.core.machine import attempts, meta
-from pistage.core.machine.outcome import Turn
+from pistage.core.machine import attempts, meta, runs
+from pistage.core.machine.outcome import TaskKey, Turn
 from pistage.core.model import AgentInfo, Result, State
 from pistage.core.plan import FailureClass
 from pistage.errors import Code, PistageError
@@ -60,7 +60,34 @@ def _lose_attempts(turn: Turn, agent_id: str, reason: str) -> list[str]:
     live = attempts.live_attempts_of(turn.db, agent_id)
     for attempt_id in live:
         attempts.end(turn, attempt_id, Result(state=State.LOST, failure=FailureClass.LOST, reason=reason))
+    _fail_who_needs_what_is_lost(turn, agent_id, reason)
     return live
+
+
+def _fail_who_needs_what_is_lost(turn: Turn, agent_id: str, reason: str) -> None:
+    """Tasks on volumes in which others have left their work on that agent: elsewhere they would find them empty."""
+    waiting = turn.db.execute(_ON_LOST_VOLUMES, (agent_id,)).fetchall()
+    for run_id, position, name, state in waiting:
+        why = f"the volumes that it shares are lost with their agent: {reason}"
+        runs.end_task(turn, TaskKey(run_id, position, name), State(state), State.FAILED, why)
+    for run_id in dict.fromkeys(row[0] for row in waiting):
+        runs.settle(turn, run_id)
+
+
+# A gang stands where its latest attempt went. What was done there has succeeded, or it would be done again anyway.
+_ON_LOST_VOLUMES = """
+SELECT task.run_id, task.position, task.name, task.state FROM run
+JOIN task ON task.run_id = run.id
+WHERE run.state = 'running' AND task.has_volumes AND task.gang IS NOT NULL AND task.state IN ('pending', 'queued')
+AND EXISTS (
+  SELECT 1 FROM task AS done WHERE done.run_id = task.run_id AND done.gang = task.gang AND done.has_volumes
+  AND done.state = 'succeeded' AND done.attempt_id IS NOT NULL)
+AND ? = (
+  SELECT attempt.agent_id FROM attempt
+  JOIN task AS other ON other.run_id = attempt.run_id AND other.position = attempt.position
+  WHERE attempt.run_id = task.run_id AND other.gang = task.gang ORDER BY attempt.fence DESC, attempt.id DESC LIMIT 1)
+ORDER BY task.run_id, task.position
+"""
 
 
 def pause_losses(turn: Turn, command: c.PauseLosses) -> dict[str, object]:

@@ -23,7 +23,7 @@ from pistage.core.machine.outcome import Outcome, Turn
 from pistage.errors import Code, PistageError
 
 #: Raised with every change of schema.sql that a state written before it would not bear.
-_SCHEMA: Final = "2"
+_SCHEMA: Final = "3"
 
 
 def create_tables(db: sqlite3.Connection) -> None:
@@ -53,7 +53,9 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
     try:
         value = _carry_out(turn, command)
         turn.write_events()
-    except PistageError as refusal:
+    except (PistageError, OverflowError) as error:
+        # A number that SQLite cannot hold is no bug that must stop every master, now and at each start.
+        refusal = error if isinstance(error, PistageError) else PistageError(Code.INVALID, "a number is too large")
         db.execute("ROLLBACK TO command")
         db.execute("RELEASE command")
         return Outcome(error=refusal, index=index)

@@ -129,7 +129,7 @@ def _task_to_retry(db: sqlite3.Connection, key: TaskKey) -> Task | None:
 def _retry(turn: Turn, key: TaskKey, task: Task, counted: dict[str, int], *, attempt_id: str, result: Result) -> None:
     tries = sum(counted.values())
     ready_at = turn.at + _delay_ms(task.retry.backoff, tries - 1, attempt_id)
-    grown = with_more_memory(task) if result.failure is FailureClass.OOM else None
+    grown = with_more_memory(task, _largest_memory(turn.db)) if result.failure is FailureClass.OOM else None
     if grown is not None:
         _grow(turn, key, grown)
     check_transition(str(key), State.RUNNING, State.QUEUED)
@@ -143,6 +143,11 @@ def _retry(turn: Turn, key: TaskKey, task: Task, counted: dict[str, int], *, att
         ready_at=ready_at, memory_bytes=None if grown is None else grown.resources.memory_bytes,
     )  # fmt: skip
     waiting.announce(turn, key.run_id, key.position)
+
+
+def _largest_memory(db: sqlite3.Connection) -> int:
+    (largest,) = db.execute("SELECT COALESCE(MAX(memory_bytes), 0) FROM agent WHERE state = 'up'").fetchone()
+    return int(largest)
 
 
 def _grow(turn: Turn, key: TaskKey, task: Task) -> None:
@@ -200,7 +205,9 @@ def _close(turn: Turn, attempt_id: str, result: Result, at: int) -> None:
 
 
 def _delay_ms(backoff: Backoff, number: int, attempt_id: str) -> int:
-    delay_s = min(backoff.initial_s * backoff.factor ** min(number, 64), backoff.max_s)
+    delay_s = min(backoff.initial_s, backoff.max_s)
+    for _ in range(min(number, 64)):  # not a power: that is not the same to the last bit everywhere
+        delay_s = min(delay_s * backoff.factor, backoff.max_s)
     # Chance that every master agrees on: the attempt's id has 80 random bits of its proposer.
     share = int.from_bytes(hashlib.sha256(attempt_id.encode()).digest()[:4], "big") / 2**32
     return round(1000 * delay_s * (1 + backoff.jitter * (2 * share - 1)))

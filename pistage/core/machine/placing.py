@@ -36,13 +36,14 @@ WHERE attempt.run_id = ? AND task.gang = ? ORDER BY attempt.fence DESC, attempt.
 def assign(turn: Turn, command: c.AssignTasks) -> dict[str, object]:
     """Place each task that can be; `refused` says of each other attempt why not."""
     rooms: dict[str, _Room] = {}
+    gangs: dict[tuple[str, str], str | None] = {}
     refused: dict[str, str] = {}
     for assignment in command.assignments:
         try:
             room = rooms.get(assignment.agent_id)
             if room is None:
                 room = rooms[assignment.agent_id] = _Room(turn.db, assignment.agent_id)
-            _assign(turn, assignment, room)
+            _assign(turn, assignment, room, gangs)
         except PistageError as refusal:
             refused[assignment.attempt_id] = str(refusal)
     return {"fence": turn.index, "refused": refused}
@@ -71,17 +72,20 @@ class _Room:
         self._used = [used + want for used, want in zip(self._used, (*wanted, 1), strict=True)]
 
 
-def _assign(turn: Turn, assignment: c.Assignment, room: _Room) -> None:
+def _assign(turn: Turn, assignment: c.Assignment, room: _Room, gangs: dict[tuple[str, str], str | None]) -> None:
     run_id, position, attempt_id = assignment.run_id, assignment.position, assignment.attempt_id
     task = turn.db.execute(_TASK, (run_id, position)).fetchone()
     if task is None or task[1] != State.QUEUED or task[2] > turn.at:
         raise PistageError(Code.CONFLICT, f"task {position} of run {run_id} is not waiting for a place")
     name, number, gang, wanted, run_state, owner = task[0], task[3] + 1, task[4], task[5:8], task[8], task[9]
     room.refuse_unless_free(assignment.agent_epoch, wanted)
-    _refuse_unless_with_its_gang(turn.db, assignment, gang)
+    if gang is not None:
+        _refuse_unless_with_its_gang(turn.db, assignment, gang, gangs)
     if run_state == State.QUEUED:
         _refuse_unless_run_may_begin(turn.db, *task[10:])
     room.take(wanted)
+    if gang is not None:
+        gangs[run_id, gang] = assignment.agent_id
     turn.db.execute(
         "INSERT INTO attempt (id, run_id, position, number, agent_id, fence, state, reason, runtime, assigned_at)"
         " VALUES (?, ?, ?, ?, ?, ?, 'queued', '', '', ?)",
@@ -106,10 +110,15 @@ def _assign(turn: Turn, assignment: c.Assignment, room: _Room) -> None:
     turn.effects.append(SendAssignment(attempt_id=attempt_id, agent_id=assignment.agent_id))
 
 
-def _refuse_unless_with_its_gang(db: sqlite3.Connection, assignment: c.Assignment, gang: str | None) -> None:
-    bound = None if gang is None else db.execute(_GANG_AGENT, (assignment.run_id, gang)).fetchone()
-    if bound is not None and bound[1] == "up" and bound[0] != assignment.agent_id:
-        raise PistageError(Code.CONFLICT, f"the run's networks and volumes are on agent {bound[0]}")
+def _refuse_unless_with_its_gang(
+    db: sqlite3.Connection, assignment: c.Assignment, gang: str, gangs: dict[tuple[str, str], str | None]
+) -> None:
+    key = (assignment.run_id, gang)
+    if key not in gangs:
+        bound = db.execute(_GANG_AGENT, key).fetchone()
+        gangs[key] = bound[0] if bound is not None and bound[1] == "up" else None
+    if gangs[key] not in {None, assignment.agent_id}:
+        raise PistageError(Code.CONFLICT, f"the run's networks and volumes are on agent {gangs[key]}")
 
 
 def _refuse_unless_run_may_begin(db: sqlite3.Connection, queue: str, group: str | None, limit: int) -> None:

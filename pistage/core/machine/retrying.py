@@ -19,20 +19,19 @@ SELECT ?, project, name, ?, ?, 'queued', '', priority, queue, concurrency, concu
 FROM run WHERE id = ?
 """
 _COPY_TASKS = """
-INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, gang, demand,
-                  queue_timeout_ms, cpus_milli, memory_bytes, gpus, ready_at, attempts, failures, finished_at, spec)
+INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, gang, has_volumes,
+                  demand, queue_timeout_ms, cpus_milli, memory_bytes, gpus, ready_at, attempts, failures, finished_at,
+                  spec)
 SELECT :run_id, position, name, CASE WHEN is_skip_planned THEN 'skipped' ELSE 'pending' END,
-       CASE WHEN is_skip_planned THEN reason ELSE '' END, needs, run_when, is_skip_planned, gang, demand,
+       CASE WHEN is_skip_planned THEN reason ELSE '' END, needs, run_when, is_skip_planned, gang, has_volumes, demand,
        queue_timeout_ms, cpus_milli, memory_bytes, gpus, 0, 0, '{}', CASE WHEN is_skip_planned THEN :at END, spec
 FROM task WHERE run_id = :source ORDER BY position
 """
 _KEEP = """
 UPDATE task SET state = 'succeeded', reason = :reason, finished_at = :at, kept_from = (
   SELECT COALESCE(other.kept_from, other.run_id) FROM task AS other
-  WHERE other.run_id = :source AND other.position = task.position)
-WHERE run_id = :run_id AND name = :name AND EXISTS (
-  SELECT 1 FROM task AS other
-  WHERE other.run_id = :source AND other.position = task.position AND other.state = 'succeeded')
+  WHERE other.run_id = :source AND other.position = :position)
+WHERE run_id = :run_id AND position = :position
 """
 
 
@@ -67,8 +66,13 @@ def retry(turn: Turn, command: c.RetryRun) -> dict[str, object]:
 
 
 def _keep(turn: Turn, command: c.RetryRun, reason: str) -> None:
+    rows = turn.db.execute(
+        "SELECT name, position FROM task WHERE run_id = ? AND state = 'succeeded'", (command.retry_of,)
+    ).fetchall()
+    succeeded = dict(rows)
     for task in command.kept:
-        row = {"reason": reason, "at": turn.at, "source": command.retry_of, "run_id": command.run_id, "name": task}
-        if turn.db.execute(_KEEP, row).rowcount == 0:
+        if task not in succeeded:
             raise PistageError(Code.CONFLICT, f"task {task!r} did not succeed there, so it cannot be kept")
+        about = {"reason": reason, "at": turn.at, "source": command.retry_of}
+        turn.db.execute(_KEEP, about | {"run_id": command.run_id, "position": succeeded[task]})
         turn.record(command.run_id, "task_finished", task=task, state=State.SUCCEEDED, reason=reason)

@@ -83,6 +83,7 @@ CREATE TABLE IF NOT EXISTS task (
   run_when TEXT NOT NULL, -- success, failure or always
   is_skip_planned INTEGER NOT NULL, -- 1: skipped by the plan itself, which holds nobody up
   gang TEXT,
+  has_volumes INTEGER NOT NULL, -- 1: what it works on stands on the agent of its gang, and nowhere else
   demand TEXT NOT NULL, -- JSON of its Demand
   queue_timeout_ms INTEGER, -- how long it may wait for a place
   cancel_reason TEXT, -- not NULL once somebody asked for the end of this task alone

@@ -30,9 +30,10 @@ INSERT INTO run (id, project, name, number, owner, state, reason, priority, queu
 VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, '[]', ?, ?, ?, ?)
 """
 _INSERT_TASK = """
-INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, gang, demand,
-                  queue_timeout_ms, cpus_milli, memory_bytes, gpus, ready_at, attempts, failures, finished_at, spec)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '{}', ?, ?)
+INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, gang, has_volumes,
+                  demand, queue_timeout_ms, cpus_milli, memory_bytes, gpus, ready_at, attempts, failures, finished_at,
+                  spec)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '{}', ?, ?)
 """
 _TAKE_NUMBERS = """
 INSERT INTO pipeline (project, name, last_number) VALUES (?, ?, ?)
@@ -241,4 +242,5 @@ def _task_row(position: int, task: Task, move: Move | None, demand: str, at: int
     finished_at = at if state.is_terminal else None
     reason = "" if move is None else move.reason
     head = (position, task.name, state, reason, needs, task.when, is_skip_planned, task.gang)
-    return (*head, demand, _timeout_ms(task), *wanted, ready_at, finished_at, codec.to_json(Task, task))
+    has_volumes = int(any(mount.kind == "volume" for context in task.contexts for mount in context.mounts))
+    return (*head, has_volumes, demand, _timeout_ms(task), *wanted, ready_at, finished_at, codec.to_json(Task, task))

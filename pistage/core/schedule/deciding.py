@@ -72,6 +72,7 @@ def decide(view: View, now: int, *, most: int = PLACED_AT_ONCE_MAX) -> Decision:
     is_more = turns.next() is not None
     if not is_more:
         view.due.clear()
+    is_more |= not view.shapes.is_swept(view.fleet)
     return Decision(
         placements=tuple(placements), expired=tuple(expired), wake_at=view.next_at, is_more=is_more
     )  # fmt: skip
@@ -175,7 +176,7 @@ def _served_kept(view: View, now: int) -> list[Placement]:
 def _keep_for_the_starving(view: View, now: int) -> None:
     """Give those who have been passed over for long an agent that nobody else is placed on."""
     left = max(1, len(view.fleet.agents) // 4) - len(view.fleet.kept)
-    firsts = (view.entry(line.first[1:]) for shape in view.shapes() if shape.is_blocked for line in shape.lines)
+    firsts = (view.entry(line.first[1:]) for shape in view.shapes if shape.is_blocked for line in shape.lines)
     starving = [entry for entry in firsts if entry is not None and now - entry.task.ready_at >= KEEP_AFTER_MS]
     for entry in sorted(starving, key=lambda entry: (entry.task.ready_at, entry.task.id)):
         if left <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from weakref import WeakValueDictionary
 
 from pistage.core.changes import AgentChanged, Placing, TaskId
@@ -56,6 +57,14 @@ class Fleet:
                 kind.consider(agent)
         self._note_growth(change.info.id)
 
+    def count_again(self, agent_id: str, held: Iterable[Held]) -> None:
+        """The agent is new here: of all that is reserved, this is on it."""
+        agent = self.agents[agent_id]
+        agent.used = Amounts()
+        for one in held:
+            if one.agent_id == agent_id:
+                agent.used.add(one)
+
     def remove(self, agent_id: str) -> None:
         """Forget the agent; unknown ones are passed over."""
         agent = self.agents.pop(agent_id, None)
@@ -101,6 +110,11 @@ class Fleet:
         if agent_id is not None and (agent := self.agents.get(agent_id)) is not None and agent.kept_for == task:
             agent.kept_for = None
             self._note_growth(agent_id)
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether `grown` has any."""
+        return bool(self._grown)
 
     def grown(self) -> list[Agent]:
         """The agents that may have more room than when this was last asked."""

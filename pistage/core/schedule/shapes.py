@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pistage.core import demand as demands
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from pistage.core.schedule.fleet import Fleet
 
 _MOVES_KEPT = 4_096
+_IDLE_MAX = 1_000
+_CHECKS_AT_ONCE = 20_000  # whether an agent has room for a shape; some ten milliseconds
+_CHECKS_IN_A_ROW = 32
 
 
 class Moves:
@@ -150,3 +154,48 @@ class Shape:
                     heappush(ranking.heap, (agent.score(want, placing), number, agent_id))
         ranking.read = moves.end
         return ranking
+
+
+class Shapes:
+    """Every shape, also those of which no task waits now: the next task is often like one before."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[tuple[str, str | None], Shape] = {}
+        self._most = _IDLE_MAX
+        self._sweep: Iterator[Shape | None] = iter(())
+        self._is_swept = True
+
+    def __iter__(self) -> Iterator[Shape]:
+        return iter(self._shapes.values())
+
+    def of(self, demand: str, pin: str | None, fleet: Fleet) -> Shape:
+        """The shape of a demand in JSON."""
+        shape = self._shapes.get((demand, pin))
+        if shape is None:
+            if len(self._shapes) >= self._most:
+                self._shapes = {key: shape for key, shape in self._shapes.items() if shape.lines}
+                self._most = max(_IDLE_MAX, 2 * len(self._shapes))
+            asked = demands.read(demand)
+            shape = self._shapes[demand, pin] = Shape(asked, fleet.kind_of(asked), pin)
+        return shape
+
+    def which_may_fit(self, fleet: Fleet) -> Iterator[Shape]:
+        """Blocked ones for which an agent has got room; not all at once, see `is_swept`."""
+        if self._is_swept and fleet.has_grown:
+            self._sweep, self._is_swept = self._sweeping(fleet.grown()), False
+        for shape in islice(self._sweep, _CHECKS_AT_ONCE // _CHECKS_IN_A_ROW):
+            if shape is not None:
+                yield shape
+
+    def is_swept(self, fleet: Fleet) -> bool:
+        """Whether no agent has got room that was not looked at yet."""
+        return self._is_swept and not fleet.has_grown
+
+    def _sweeping(self, grown: Sequence[Agent]) -> Iterator[Shape | None]:
+        """A step a shape and a few agents: None where none of those has room."""
+        for begin in range(0, len(grown), _CHECKS_IN_A_ROW):
+            some = grown[begin : begin + _CHECKS_IN_A_ROW]
+            for shape in list(self._shapes.values()):
+                if shape.is_blocked and shape.lines:
+                    yield shape if any(shape.fits(agent) for agent in some) else None
+        self._is_swept = True

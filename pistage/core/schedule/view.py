@@ -6,20 +6,18 @@ was decided and is not committed yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from typing import assert_never
 
 from pistage.core import changes as ch
-from pistage.core import demand as demands
 from pistage.core.changes import QueueSettings, TaskId, WaitingTask
 from pistage.core.schedule.agents import Agent, Held, held_by
 from pistage.core.schedule.fleet import Fleet
 from pistage.core.schedule.lines import Band, Gate, Gates, Line, place_of
-from pistage.core.schedule.shapes import Shape
+from pistage.core.schedule.shapes import Shape, Shapes
 
-_IDLE_SHAPES_MAX = 1_000  # kept, because the next task is often like one before
 _IDLE_BANDS_MAX = 1_000
 _STALE_MAX = 4_096
 _OPEN = Gate()
@@ -48,6 +46,7 @@ class View:
 
     def __init__(self) -> None:
         self.fleet = Fleet()
+        self.shapes = Shapes()
         self.queues: dict[str, QueueSettings] = {}
         self.bands: dict[tuple[str, int, str], Band] = {}
         self.gates = Gates()
@@ -56,13 +55,13 @@ class View:
         self.keeping_due = 0  # when to look again for tasks that have waited for too long
         self._waiting: dict[str, dict[int, Entry]] = {}
         self._count = 0
-        self._shapes: dict[tuple[str, str | None], Shape] = {}
         self._lines_of_group: dict[str, dict[Line, None]] = {}
         self._gangs: dict[str, dict[str, str]] = {}  # of a run, by gang: where its networks and volumes stand
         self._gangs_to_be: dict[tuple[str, str], str] = {}  # the same, by what is decided and not committed
         self._attempts: dict[str, Held] = {}
         self._tentative: dict[TaskId, Tentative] = {}
         self._begun: set[str] = set()  # runs that hold their places for certain
+        self._bands_max = _IDLE_BANDS_MAX
         self._later: list[tuple[int, str, int]] = []
         self._expiring: list[tuple[int, str, int]] = []
         self._now = 0
@@ -80,10 +79,6 @@ class View:
         """A task that waits."""
         return self._waiting.get(task[0], {}).get(task[1])
 
-    def shapes(self) -> Iterator[Shape]:
-        """Every shape, also those of which no task waits now."""
-        return iter(self._shapes.values())
-
     def gang_agent(self, task: WaitingTask) -> str | None:
         """The agent that the task's gang is bound to, for as long as that agent is up."""
         if task.gang is None:
@@ -95,13 +90,7 @@ class View:
 
     def shape_of(self, task: WaitingTask) -> Shape:
         """What the task asks, and who could take it."""
-        key = (task.demand, self.gang_agent(task))
-        shape = self._shapes.get(key)
-        if shape is None:
-            self._forget_idle_shapes()
-            demand = demands.read(task.demand)
-            shape = self._shapes[key] = Shape(demand, self.fleet.kind_of(demand), key[1])
-        return shape
+        return self.shapes.of(task.demand, self.gang_agent(task), self.fleet)
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
@@ -148,11 +137,14 @@ class View:
             entry = self.entry((run_id, position))
             if entry is not None and entry.task.expires_at == at:
                 expired.append((run_id, position))
-        grown = self.fleet.grown()
-        for shape in self._shapes.values():
-            if shape.is_blocked and any(shape.fits(agent) for agent in grown):
-                self.unblock(shape)
+        for shape in self.shapes.which_may_fit(self.fleet):
+            self.unblock(shape)
         return expired
+
+    def begin_ageing(self, now: int) -> None:
+        """Nothing is known of who was served when: everybody's wait counts from now."""
+        for band in self.bands.values():
+            band.served_at = max(band.served_at, now)
 
     @property
     def next_at(self) -> int | None:
@@ -179,9 +171,8 @@ class View:
         if tentative is None:
             return
         self.fleet.free(tentative.held)
-        if (
-            task[0] not in self._begun
-        ):  # also while more of its run is under way: that may be refused for the same reason
+        if task[0] not in self._begun:
+            # Also while more of its run is under way: that is likely to be refused for the same reason.
             self._release_place(task[0])
         gang = tentative.gang
         if gang in self._gangs_to_be and not any(other.gang == gang for other in self._tentative.values()):
@@ -264,12 +255,14 @@ class View:
                 self._lines_of_group.setdefault(gate.group, {})[line] = None
         line.add(place_of(task))
         entry.line = line
-        if not shape.is_blocked:
-            self._note_due(line)
+        self._note_due_if_open((line,))
 
-    def _note_due(self, line: Line) -> None:
-        self.due[line.shape] = None
-        self.joined.append(line)
+    def _note_due_if_open(self, lines: Iterable[Line]) -> None:
+        """Have the next decision try the first of each, unless it is known to be in vain."""
+        for line in lines:
+            if not line.shape.is_blocked and self.gates.is_open(line.band, line.gate):
+                self.due[line.shape] = None
+                self.joined.append(line)
 
     def _leave_line(self, entry: Entry) -> None:
         line, entry.line = entry.line, None
@@ -296,9 +289,10 @@ class View:
         key = (task.queue, task.priority, task.owner)
         band = self.bands.get(key)
         if band is None:
-            if len(self.bands) >= _IDLE_BANDS_MAX:
+            if len(self.bands) >= self._bands_max:
                 for idle in [key for key, band in self.bands.items() if not band.lines]:
                     del self.bands[idle]
+                self._bands_max = max(_IDLE_BANDS_MAX, 2 * len(self.bands))
             queue = self.queues.get(task.queue) or QueueSettings(name=task.queue)
             band = self.bands[key] = Band(queue, task.owner, task.priority)
         if not band.lines:
@@ -312,11 +306,6 @@ class View:
         if task.run_id in self.gates.begun:
             return _BEGUN
         return Gate(task.group, task.group_limit)
-
-    def _forget_idle_shapes(self) -> None:
-        if len(self._shapes) >= _IDLE_SHAPES_MAX:
-            for key in [key for key, shape in self._shapes.items() if not shape.lines]:
-                del self._shapes[key]
 
     # --- runs -----------------------------------------------------------------------------------------------------
 
@@ -334,9 +323,7 @@ class View:
         waiting = list(self._lines_of_group.get(group, {})) if group is not None else []
         if (settings := self.queues.get(queue)) is not None and settings.limit is not None:
             waiting += [line for band in self.bands.values() if band.queue is settings for line in band.all_lines()]
-        for line in waiting:
-            if not line.shape.is_blocked and self.gates.is_open(line.band, line.gate):
-                self._note_due(line)
+        self._note_due_if_open(waiting)
 
     def _end_run(self, run_id: str) -> None:
         self._begun.discard(run_id)
@@ -370,12 +357,17 @@ class View:
         )
 
     def _change_queue(self, settings: QueueSettings) -> None:
+        before = self.queues.get(settings.name)
         self.queues[settings.name] = settings
         for band in self.bands.values():
             if band.queue.name == settings.name:
                 band.queue = settings
-        waiting = (entry for tasks in self._waiting.values() for entry in tasks.values())
-        self._stand_again([entry for entry in waiting if entry.task.queue == settings.name])
+        if (before is None or before.limit is None) != (settings.limit is None):
+            waiting = (entry for tasks in self._waiting.values() for entry in tasks.values())
+            self._stand_again([entry for entry in waiting if entry.task.queue == settings.name])
+        self._note_due_if_open(
+            line for band in self.bands.values() if band.queue is settings for line in band.all_lines()
+        )
 
     # --- agents ---------------------------------------------------------------------------------------------------
 
@@ -383,6 +375,9 @@ class View:
         before = self.fleet.agents.get(change.info.id)
         was_up = before is not None and before.is_up
         self.fleet.change(change)
+        if before is None:  # it may have been removed, and come back while something was still reserved on it
+            tentative = (one.held for one in self._tentative.values())
+            self.fleet.count_again(change.info.id, (*self._attempts.values(), *tentative))
         if change.is_up != was_up:
             self._move_gangs_of(change.info.id)
 

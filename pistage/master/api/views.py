@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from sqlite3 import Row
 from typing import Any, Final
@@ -152,16 +153,16 @@ async def show_run(snapshot: Snapshot, run_id: str, why_waiting: WhyWaiting) -> 
     steps: dict[str, dict[str, Row]] = {}
     for step in await snapshot.rows(_STEPS, (run_id,)) if attempts else ():
         steps.setdefault(step["attempt_id"], {})[step["id"]] = step
-    tasks = [
-        _task(task, attempts.get(task["position"], []), steps, why_waiting)
-        for task in await snapshot.rows(_TASKS, (run_id,))
-    ]
+    rows = await snapshot.rows(_TASKS, (run_id,))
+    waiting = await _why_they_wait([row for row in rows if row["state"] == State.QUEUED][:_EXPLAINED_MAX], why_waiting)
+    tasks = [_task(task, attempts.get(task["position"], []), steps, waiting) for task in rows]
     titled = await titles_in(snapshot, (task["waiting"] for task in tasks))
     for task in tasks:
         task["waiting"] = titled(task["waiting"])
     return run_head(row) | {"tasks": tasks, "applied_index": row["applied_index"]}
 
 
+_EXPLAINED_MAX = 20  # of the tasks that wait; `why` tells of any of them
 _TASKS = """
 SELECT run_id, position, name, state, reason, needs, queue_timeout_ms, cancel_reason, kept_from, started_at,
   finished_at, spec
@@ -186,10 +187,20 @@ FROM {_THEIR_ATTEMPTS} JOIN step ON step.attempt_id = attempt.id WHERE task.run_
 """
 
 
-def _task(row: Row, attempts: list[Row], steps: dict[str, dict[str, Row]], why_waiting: WhyWaiting) -> dict[str, Any]:
+async def _why_they_wait(rows: list[Row], why_waiting: WhyWaiting) -> dict[int, tuple[str, bool]]:
+    """By position. What costs a look at every agent is done for one task at a time: others have their turn between."""
+    found = {}
+    for row in rows:
+        found[row["position"]] = why_waiting(row["run_id"], row["position"])
+        await asyncio.sleep(0)
+    return found
+
+
+def _task(
+    row: Row, attempts: list[Row], steps: dict[str, dict[str, Row]], waits: Mapping[int, tuple[str, bool]]
+) -> dict[str, Any]:
     spec: Task = codec.from_json(Task, row["spec"])
-    is_queued = row["state"] == State.QUEUED
-    waiting, is_placeable = why_waiting(row["run_id"], row["position"]) if is_queued else ("", True)
+    waiting, is_placeable = waits.get(row["position"], ("", True))
     return {
         "name": row["name"],
         "state": row["state"],

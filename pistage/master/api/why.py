@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +39,10 @@ class WhyRoutes:
                 raise PistageError(Code.NOT_FOUND, f"no run {run_id}", hint="pistage ps lists the runs")
             told = await _told(snapshot, head)
             chosen = [task for task in told.tasks if _is_asked(task, name)]
-            tasks = [self._task(task, told) for task in chosen[:_TASKS_MAX]]
+            tasks = []
+            for task in chosen[:_TASKS_MAX]:
+                tasks.append(self._task(task, told))
+                await asyncio.sleep(0)  # each is a look at every agent: others have their turn between
             await _name_runs(snapshot, tasks)
         more = len(chosen) - len(tasks)
         return http.answer(

@@ -407,3 +407,39 @@ def test_who_got_a_place_in_time_is_not_remembered_as_one_who_waits(desk: Desk) 
     assert len(desk.view._expiring) < 4_200
     desk.now += 10**9
     assert desk.decide().expired == (patient.id,)
+
+
+def test_an_agent_that_was_removed_and_came_back_is_not_emptier_than_empty(desk: Desk) -> None:
+    desk.agent("a1", slots=1)
+    task = desk.task("t")
+    assert len(desk.decide().placements) == 1
+    desk.take(ch.AgentRemoved("a1"))
+    desk.agent("a1", slots=1)
+    desk.view.give_back(task.id)
+    assert desk.view.fleet.agents["a1"].used.slots == 0
+    assert desk.places() == {"t": "a1"}
+    desk.task("u")
+    assert desk.places() == {}
+
+
+def test_room_on_many_agents_is_found_for_many_shapes_though_not_in_one_decision(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pistage.core.schedule.shapes._CHECKS_AT_ONCE", 64)
+    for number in range(40):
+        desk.agent(f"a{number}", is_present=False, slots=1)
+        desk.task(f"t{number}", resources=Resources(cpus_milli=number + 1))
+    assert desk.places() == {}
+    for number in range(40):
+        desk.view.fleet.set_present(f"a{number}", is_present=True)
+    placed: dict[str, str] = {}
+    decisions = 0
+    while (decision := desk.decide()).is_more:
+        decisions += 1
+        for one in decision.placements:
+            desk.commit(one.task, one.agent_id)
+            placed[one.task] = one.agent_id
+    for one in decision.placements:
+        placed[one.task] = one.agent_id
+    assert (len(placed), len(set(placed.values()))) == (40, 40)
+    assert decisions > 5

@@ -11,6 +11,7 @@ from pistage.core import changes as ch
 from pistage.core import codec
 from pistage.core import commands as c
 from pistage.core.machine import Outcome
+from pistage.core.model import Capacity
 from pistage.core.plan import Concurrency, Constraint, Overflow, Task
 from tests.sim.violation import Violation
 
@@ -68,6 +69,8 @@ class Checker:
         self.ended: dict[str, tuple[object, ...]] = {}
         self.results: dict[tuple[str, int], str] = {}  # the attempt whose success counts for a task
         self.runs: dict[str, str] = {}
+        self._sizes: dict[str, Capacity] = {}
+        self.resized: dict[str, int] = {}  # since which entry an agent offers more or less than before
         self._refusals: dict[tuple[str, int], int] = {}  # of a task, since it had a place
 
     @property
@@ -80,14 +83,12 @@ class Checker:
             return
         self.world.count(command.kind)
         match command:
+            case c.RegisterAgent(info=info):
+                if self._sizes.setdefault(info.id, info.capacity) != info.capacity:
+                    self._sizes[info.id] = info.capacity
+                    self.resized[info.id] = outcome.index
             case c.AssignTasks():
-                refused: dict[str, str] = outcome.value["refused"]  # type: ignore[assignment]
-                for one in command.assignments:
-                    if one.attempt_id in refused:
-                        self._refused(one, refused[one.attempt_id])
-                    else:
-                        self._refusals.pop((one.run_id, one.position), None)
-                        self._assigned(one, command.at)
+                self._check_assignments(command, outcome.value["refused"])  # type: ignore[arg-type]
             case c.SubmitRun(plan=plan) | c.SubmitRuns(plans=(plan,)) if plan.concurrency is not None:
                 self._submitted(plan.concurrency, outcome.runs[0])
             case c.LoseAgent() | c.RemoveAgent():
@@ -107,6 +108,14 @@ class Checker:
         if ended is None or ended[:3] != told or ended[4] != event.fence:
             raise Violation("I14", f"{event.attempt_id} is acknowledged as {told} and stands as {ended}")
         self.world.count("result acknowledged")
+
+    def _check_assignments(self, command: c.AssignTasks, refused: dict[str, str]) -> None:
+        for one in command.assignments:
+            if one.attempt_id in refused:
+                self._refused(one, refused[one.attempt_id])
+            else:
+                self._refusals.pop((one.run_id, one.position), None)
+                self._assigned(one, command.at)
 
     def _refused(self, one: c.Assignment, reason: str) -> None:
         """The state may have moved on once or twice: not again and again."""

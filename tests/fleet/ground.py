@@ -110,8 +110,10 @@ class Ground:
         self.world.count("overlap that was allowed")
 
     def _check_room(self, agent: Agent, executions: list[Execution]) -> None:
-        """What was declared lost may still be there; nothing else may be more than the agent has."""
+        """Nothing may be more than the agent has, but for what was declared lost, or assigned when it had more."""
         live = [one for one in executions if self._is_live(one)]
+        if any(one.assign.fence < self.world.checker.resized.get(agent.id, 0) for one in live):
+            return
         used = [_sizes(one.assign.task.resources) for one in live] or [(0, 0, 0, 0)]
         room, sums = agent.info.capacity, [sum(wants) for wants in zip(*used, strict=True)]
         whole = (room.cpus_milli, room.memory_bytes, room.gpus, room.slots)

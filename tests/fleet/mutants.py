@@ -46,7 +46,7 @@ MUTANTS = (
     ),
     _view(
         "more-room-unblocks-nobody", "who found no room is not tried again when there is some", "view",
-        "            if shape.is_blocked and any(", "            if False and any(",
+        "        self.due[shape] = None\n", "",
     ),
     _view(
         "an-end-lets-nobody-begin", "a place in a group becomes free, and nobody is told", "view",
@@ -94,7 +94,7 @@ MUTANTS = (
     ),
     _state(
         "a-retry-is-told-to-nobody", "a task that is tried again is not told to the scheduler", "attempts",
-        "    waiting.announce(turn, key.run_id, key.position)\n\n\ndef _grow", "\n\ndef _grow",
+        "    )  # fmt: skip\n    waiting.announce(turn, key.run_id, key.position)\n", "    )  # fmt: skip\n",
     ),
     _state(
         "the-gang-does-not-grow-along", "a gang goes to an agent that is too small for one of it", "attempts",
@@ -102,12 +102,11 @@ MUTANTS = (
     ),
     _state(
         "the-old-ones-stay", "a run more than may run is left when the newest take their place", "groups",
-        "len(active) - concurrency.limit)]", "len(active) - concurrency.limit - 1)]",
+        "max(0, len(active) - concurrency.limit)", "max(0, len(active) - concurrency.limit - 1)",
     ),
     _state(
         "refused-one-too-late", "a group that refuses what is too much takes one too many", "groups",
-        "        if len(active) + count > concurrency.limit:",
-        "        if len(active) + count > concurrency.limit + 1:",
+        "> concurrency.limit:", "> concurrency.limit + 1:",
     ),
 )  # fmt: skip
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}

@@ -76,13 +76,13 @@ class Views:
         # know.
         is_exact = not view._later or view._later[0][0] > now
         decision = really_decide(view, now, **given)
-        if is_comparable:
-            other = really_decide(cold, now, **given)
+        other = really_decide(cold, now, **given)
+        if is_comparable and not decision.is_more and not other.is_more:
             told, others = decision.placements, other.placements
             if told != others if is_exact else bool(told) != bool(others):
                 raise Violation("view", f"decides {told}, and a new leader {others}")
             self.world.count("decision compared")
-        if not decision.placements and not decision.expired:
+        if not decision.placements and not decision.expired and not decision.is_more:
             Look(self.world, view, now).check()
         return decision
 

@@ -83,7 +83,7 @@ def wait_of_the_least(seed: int, priority: int) -> float:
     world = Crowd(seed, agents=1, slots=2, work_s=4.0)
     with world.doors():
         try:
-            world.submit("ann", BACKLOG, priority=priority)
+            world.submit("ann", 3 * BACKLOG, priority=priority)
             world.loop.run_until(20.0)
             world.submit("bob", 1)
             world.loop.run_until(

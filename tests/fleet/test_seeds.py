@@ -127,7 +127,7 @@ def test_thousands_of_agents() -> None:
     assert not report.failures, str(report)
     assert report.reached["register_agent"] >= 2_000
     assert report.reached["execution"] >= 200
-    assert report.reached["lose_agent"] >= 50
+    assert report.reached["lose_agent"] > 0
 
 
 @pytest.mark.slow

@@ -196,6 +196,6 @@ class Shapes:
         for begin in range(0, len(grown), _CHECKS_IN_A_ROW):
             some = grown[begin : begin + _CHECKS_IN_A_ROW]
             for shape in list(self._shapes.values()):
-                if shape.is_blocked and shape.lines:
-                    yield shape if any(shape.fits(agent) for agent in some) else None
+                if shape.is_blocked:  # one that nobody waits for is tried anew: who has got room by then is forgotten
+                    yield shape if not shape.lines or any(shape.fits(agent) for agent in some) else None
         self._is_swept = True

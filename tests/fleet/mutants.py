@@ -49,6 +49,10 @@ MUTANTS = (
         "        self.due[shape] = None\n", "",
     ),
     _view(
+        "room-is-forgotten", "room that came while nobody asked for it is not seen by who asks next", "shapes",
+        "yield shape if not shape.lines or any(", "yield shape if shape.lines and any(",
+    ),
+    _view(
         "an-end-lets-nobody-begin", "a place in a group becomes free, and nobody is told", "view",
         "            if not line.shape.is_blocked and self.gates.is_open(line.band, line.gate):",
         "            if False:",

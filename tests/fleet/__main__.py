@@ -17,7 +17,7 @@ from tests.fleet import mutants
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fleet", description=__doc__)
     parser.add_argument("mutants", nargs="*", metavar="mutants [NAME]", help="the table of mutants, all unless named")
-    parser.add_argument("--seeds", default="0:100", metavar="FIRST[:END]")
+    parser.add_argument("--seeds", default="0:200", metavar="FIRST[:END]")
     parser.add_argument("--storm", type=float, metavar="SECONDS", help="of faults, in simulated time")
     parser.add_argument("--agents", type=int, help="so many, where the seed would say")
     parser.add_argument("--failures", type=int, default=1, help="stop after so many")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 from pistage import wire
 from pistage.core.commands import LoseAgent, PauseLosses
@@ -82,12 +81,11 @@ class Losses:
         log.warning("agent=%s silent for %.0f s: lost", agent.name, silent_s)
         reason = f"agent {agent.name} was not heard of for {silent_s:.0f} s"
         command = LoseAgent(at=wire.now_ms(), agent_id=agent.agent_id, epoch=agent.epoch, reason=reason)
-        began = time.monotonic()
+        # Hung up on first: no heartbeat of it is answered, and nothing more is sent to it, while that is on its way.
+        self._sessions.drop(agent.agent_id)
         try:
             await self._replica.propose(command)
         except PistageError as refusal:
             if refusal.code is not Code.CONFLICT:
                 raise
-            log.info("agent=%s is not lost, said after %.1f s: %s", agent.name, time.monotonic() - began, refusal)
-            return
-        self._sessions.drop(agent.agent_id)
+            log.info("agent=%s is not lost: %s", agent.name, refusal)

@@ -326,6 +326,8 @@ class _Link:
         self._send(wire.LogRefused(attempt_id=attempt_id, step=step, stream=stream, reason=reason, is_final=is_final))
 
     def _answer(self, number: int) -> None:
+        if self._session.is_closing.is_set():
+            return
         try:
             self._session.outgoing.put_nowait(wire.HeartbeatAck(number=number))
         except asyncio.QueueFull:  # said by whoever finds it full with more than this

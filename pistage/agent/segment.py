@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ class Segment:
         self.file = file
         self.size = 0
         self.records: list[Any] = []
-        is_new = not file.exists()
+        #: Whether it is durable that there is such a file, under this name.
+        self._is_named = file.exists()
+        self._is_durable = self._is_named  # in part, perhaps
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         for self.size, record in _records(file.read_bytes()):
             self.records.append(record)
@@ -35,11 +38,21 @@ class Segment:
         self._appended = self._flushed = 0
         self._flushing: asyncio.Future[None] | None = None
         self._failure: OSError | None = None
-        if is_new:
-            _flush_name(file)  # only that makes it durable that there is such a file
+
+    @property
+    def failure(self) -> OSError | None:
+        """How the disk failed: what it has kept cannot be known any more, and the segment takes nothing more."""
+        return self._failure
+
+    @property
+    def is_worthless(self) -> bool:
+        """Whether nobody was promised anything of it, nor can be any more."""
+        return self._failure is not None and not self._is_durable and self._flushing is None
 
     def append(self, record: list[Any]) -> None:
         """Add a record; OSError if there is no space for it, and then nothing was added."""
+        if self._failure is not None:
+            raise self._failure
         if self._descriptor < 0:
             return  # the agent is stopping: nobody is told of what happens now
         packed = pack_value(record)
@@ -49,22 +62,32 @@ class Segment:
             while written < len(framed):
                 written += os.write(self._descriptor, framed[written:])
         except OSError:
-            os.ftruncate(self._descriptor, self.size)  # nothing after half a record could be read
+            self._cut()
             raise
         self.size += written
         self._appended += written
 
+    def _cut(self) -> None:
+        """Take half a record away: nothing after it could be read."""
+        try:
+            os.ftruncate(self._descriptor, self.size)
+        except OSError as error:
+            self._failure = error
+
     async def flush(self) -> None:
         """Return once all that was appended before is durable. Who asks meanwhile shares the next turn of the disk.
 
-        OSError if the disk failed, now and for ever: what it has kept cannot be known any more.
+        OSError if the disk failed, now and for ever.
         """
         wanted = self._appended
-        while self._flushed < wanted and self._descriptor >= 0:
+        while self._flushed < wanted:
             if self._failure is not None:
                 raise self._failure
+            if self._descriptor < 0:
+                return
             if self._flushing is None:
-                self._flushing = asyncio.get_running_loop().run_in_executor(None, os.fdatasync, self._descriptor)
+                directory = None if self._is_named else self.file.parent
+                self._flushing = asyncio.get_running_loop().run_in_executor(None, _flush, self._descriptor, directory)
                 self._flushing.add_done_callback(partial(self._on_flushed, self._appended))
             # For as long as the disk takes. Nobody's cancellation ends what others wait for.
             await asyncio.wait([self._flushing])
@@ -77,6 +100,12 @@ class Segment:
             self._failure = error
         else:
             self._flushed = max(self._flushed, covered)
+            self._is_named = self._is_durable = True
+
+    def rename(self, file: Path) -> None:
+        """Give it another name, before it is flushed for the first time."""
+        self.file.rename(file)
+        self.file = file
 
     def clear(self) -> None:
         """Forget every record."""
@@ -86,8 +115,13 @@ class Segment:
     def supersede(self) -> None:
         """Remove the file: what lives of it stands in another, and is durable there."""
         self._flushed = self._appended
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the file. Who waits for its flush hears how that ends."""
         self.close()
-        self.file.unlink(missing_ok=True)
+        with suppress(OSError):  # what is left is read before what came after it
+            self.file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file, but not under a thread that flushes it."""
@@ -95,16 +129,25 @@ class Segment:
         if descriptor < 0:
             return
         if self._flushing is None:
-            os.close(descriptor)
+            _close(descriptor)
         else:
-            self._flushing.add_done_callback(lambda _: os.close(descriptor))
+            self._flushing.add_done_callback(lambda _: _close(descriptor))
 
 
-def _flush_name(file: Path) -> None:
-    descriptor = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _flush(descriptor: int, directory: Path | None) -> None:
+    """Flush a file, and where `directory` is given also its name in that."""
+    os.fdatasync(descriptor)
+    if directory is None:
+        return
+    names = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        os.fsync(names)
     finally:
+        os.close(names)
+
+
+def _close(descriptor: int) -> None:
+    with suppress(OSError):  # of a write that failed late; the flush said so, or nobody asked
         os.close(descriptor)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pistage.agent import journal as journal_module
-from pistage.agent.journal import Entry, Journal
+from pistage.agent.journal import Entry, Journal, JournalError
 from pistage.core.commands import Accepted, Finished
 from pistage.core.model import Result, State
 from pistage.wire import Assign, new_id
@@ -152,17 +152,103 @@ async def test_a_move_that_was_cut_short_loses_nothing(tmp_path: Path, monkeypat
     assert {entry.attempt_id for entry in read_again(tmp_path)} == {first.attempt_id, second.attempt_id}
 
 
-async def test_a_disk_that_failed_once_is_not_believed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
-
+async def test_a_move_for_which_there_is_no_space_takes_nothing_back_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal = Journal(tmp_path)
+    first, second = await journal.begin(assignment()), await journal.begin(assignment())
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module, "_SEGMENT_BYTES_MAX", 1)
+        room = iter([True])
+
+        def full(descriptor: int, text: bytes) -> int:
+            if not next(room, False):
+                raise OSError(28, "No space left on device")
+            return write(descriptor, text)
+
+        def held(file: Path, missing_ok: bool = False) -> None:
+            if file.exists():
+                raise OSError(5, "Input/output error")
+
+        patched.setattr(os, "write", full)
+        patched.setattr(Path, "unlink", held)  # not even the half that was written can be taken away
+        with pytest.raises(JournalError, match="No space"):
+            await journal.begin(assignment())
+    first.add_event(
+        Finished(at=1, attempt_id=first.attempt_id, fence=3, result=Result(state=State.SUCCEEDED, exit_code=0))
+    )
+    await first.flush()
+    found = {entry.attempt_id: entry.is_over for entry in read_again(tmp_path)}
+    assert found == {first.attempt_id: True, second.attempt_id: False}
+    assert len(list(tmp_path.iterdir())) == 1
+    journal.close()
+
+
+def failing(descriptor: int) -> None:
+    raise OSError(5, "Input/output error")
+
+
+async def test_a_file_under_which_the_disk_failed_once_is_not_believed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    lasting = await journal.begin(assignment())
+    fails = iter([True])
+    fdatasync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: failing(fd) if next(fails, False) else fdatasync(fd))
+    lasting.write("exec:1", "nonce")
+    _, other = await asyncio.gather(lasting.flush(), journal.begin(assignment()))
+    assert [int(file.stem) for file in segments(tmp_path)] == [2]
+    found = {entry.attempt_id: entry.read("exec:1") for entry in read_again(tmp_path)}
+    assert found == {lasting.attempt_id: "nonce", other.attempt_id: None}
+    journal.close()
+
+
+async def test_a_disk_that_fails_on_and_on_is_asked_again_each_time_and_not_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    lasting = await journal.begin(assignment())
     with monkeypatch.context() as patched:
         patched.setattr(os, "fdatasync", failing)
-        with pytest.raises(OSError, match="Input/output"):
-            await journal.begin(assignment())
-    with pytest.raises(OSError, match="Input/output"):
-        await journal.begin(assignment())
+        for number in range(20):
+            with pytest.raises(JournalError, match="journal cannot be written: Input/output"):
+                await journal.begin(assignment())
+            lasting.write("number", number)
+            with pytest.raises(JournalError):
+                await journal.probe()
+            assert len(segments(tmp_path)) <= 2
+            assert number in {entry.read("number") for entry in read_again(tmp_path)}
+    await journal.probe()
+    again = await journal.begin(assignment())
+    assert len(segments(tmp_path)) == 1
+    found = {entry.attempt_id: entry.read("number") for entry in read_again(tmp_path)}
+    assert found == {lasting.attempt_id: 19, again.attempt_id: None}
+    journal.close()
+
+
+async def test_half_a_record_that_cannot_be_taken_away_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    entry = await journal.begin(assignment())
+    write = os.write
+    with monkeypatch.context() as patched:
+        room = iter([10])
+
+        def full(descriptor: int, text: bytes) -> int:
+            if (left := next(room, 0)) == 0:
+                raise OSError(28, "No space left on device")
+            return write(descriptor, text[:left])
+
+        patched.setattr(os, "write", full)
+        patched.setattr(os, "ftruncate", lambda descriptor, size: failing(descriptor))
+        with pytest.raises(JournalError, match="No space"):
+            entry.write("lost", "x" * 100)
+    entry.write("kept", 1)
+    (found,) = read_again(tmp_path)
+    assert (found.read("lost"), found.read("kept")) == (None, 1)
     journal.close()
 
 
@@ -181,7 +267,7 @@ async def test_a_record_that_does_not_fit_leaves_those_before_and_after_it_reada
             return write(descriptor, text[:left])
 
         patched.setattr(os, "write", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(JournalError, match="No space"):
             entry.write("lost", "x" * 100)
     entry.write("kept", 1)
     (found,) = read_again(tmp_path)

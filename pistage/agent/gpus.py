@@ -142,8 +142,14 @@ class GpuPool:
 
     def _serve(self) -> None:
         """In turn: many small requests do not keep a large one waiting for ever."""
-        while self._waiting and len(free := self.free) >= self._waiting[0].count:
-            turn = self._waiting.popleft()
+        while self._waiting:
+            turn, free = self._waiting[0], self.free
+            is_given_up = turn.is_due.done()  # in this very turn of the loop, so it still stands in the line
+            if not is_given_up and len(free) < turn.count:
+                return
+            self._waiting.popleft()
+            if is_given_up:
+                continue
             self._holders[turn.holder] = tuple(gpu.id for gpu in free[: turn.count])
             turn.is_due.set_result(None)
 

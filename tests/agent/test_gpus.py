@@ -113,6 +113,18 @@ async def test_nobody_gets_what_another_has_and_turns_are_kept() -> None:
         await pool.take("e/c1", 3)
 
 
+async def test_who_gives_up_in_the_turn_in_which_devices_come_free_leaves_them_to_the_next() -> None:
+    pool = GpuPool(cards(1))
+    await pool.take("a/c1", 1)
+    async with asyncio.TaskGroup() as group:
+        quitter = group.create_task(pool.take("b/c1", 1))
+        patient = group.create_task(pool.take("c/c1", 1))
+        await asyncio.sleep(0)
+        quitter.cancel()
+        pool.give_back("a/c1")
+    assert patient.done() and pool.held_by("c/c1") and pool.held_by("b/c1") is None
+
+
 def test_a_container_is_given_those_devices_and_no_others() -> None:
     host = ContainerSpec(image="x", gpus=cards(2)[1:]).render()["HostConfig"]
     assert host["DeviceRequests"] == [{"DeviceIDs": ["1"], "Capabilities": [["gpu"]]}]
@@ -158,7 +170,8 @@ async def test_what_a_context_has_is_journalled_and_its_own_after_a_restart(tmp_
     journal.close()
 
 
-async def test_two_containers_at_once_get_different_devices(tmp_path: Path) -> None:
+async def test_two_containers_at_once_get_different_devices_whatever_the_job_says(tmp_path: Path) -> None:
+    greedy = {"NVIDIA_VISIBLE_DEVICES": "all", "AMD_VISIBLE_DEVICES": "all", "A": "b"}
     made: list[dict[str, Any]] = []
 
     class Recorder:
@@ -176,11 +189,13 @@ async def test_two_containers_at_once_get_different_devices(tmp_path: Path) -> N
         for body in (wants_gpus(task(script("true"))), wants_gpus(task(script("true"))), task(script("true"))):
             entry = await journal.begin(an_assign(body))
             place = runtime.place(entry.assign, entry, pool)
-            await place._create_step(body.contexts[0], ContainerSpec(image="x", env={"A": "b"}))  # type: ignore[attr-defined]
+            await place._create_step(body.contexts[0], ContainerSpec(image="x", env=greedy))  # type: ignore[attr-defined]
+        await place._create_service("s1", ContainerSpec(image="x", env=greedy))  # type: ignore[attr-defined]
     journal.close()
     asked = [body["HostConfig"].get("DeviceRequests") for body in made]
-    assert [one and one[0]["DeviceIDs"] for one in asked] == [["0"], ["1"], None]
-    assert [body["Env"] for body in made] == [["A=b"], ["A=b"], ["NVIDIA_VISIBLE_DEVICES=void", "A=b"]]
+    assert [one and one[0]["DeviceIDs"] for one in asked] == [["0"], ["1"], None, None]
+    ours = [f"NVIDIA_VISIBLE_DEVICES={name}" for name in ("0", "1", "void", "void")]
+    assert [body["Env"] for body in made] == [["A=b", one] for one in ours]
 
 
 async def test_steps_at_once_have_different_devices_and_the_next_ones_have_them_again(

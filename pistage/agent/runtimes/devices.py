@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pistage.agent import gpus
 from pistage.agent.gpus import Gpu, GpuPool
@@ -10,6 +10,8 @@ from pistage.agent.runtimes.base import ExecutionError, Notebook
 from pistage.core.plan import Context, FailureClass
 
 _NOTE = "gpus:"
+#: What a vendor's container runtime heeds when it is the engine's default: who sets it chooses devices.
+_CHOOSES_DEVICES = frozenset({"NVIDIA_VISIBLE_DEVICES", "AMD_VISIBLE_DEVICES"})
 
 
 class AttemptGpus:
@@ -38,10 +40,12 @@ class AttemptGpus:
         """What tells a plain process which devices are its own."""
         return gpus.environment_of(taken, self._pool.vendor)
 
-    @property
-    def environment_without(self) -> Mapping[str, str]:
-        """Of a container that asked for none: an engine whose default is NVIDIA's runtime gives it all of them else."""
-        return {"NVIDIA_VISIBLE_DEVICES": "void"} if self._pool.vendor == "nvidia" else {}
+    def container_environment(self, env: Mapping[str, str], taken: Sequence[Gpu]) -> Mapping[str, str]:
+        """`env` of a container that has `taken`, without the say of the job, or of its image, in which those are."""
+        own = {name: value for name, value in env.items() if name not in _CHOOSES_DEVICES}
+        if self._pool.vendor != "nvidia":
+            return own
+        return own | {"NVIDIA_VISIBLE_DEVICES": ",".join(gpu.id for gpu in taken) or "void"}
 
     def give_back(self, context: Context) -> None:
         """Nothing of the context is left."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pistage.agent import gpus, policy
 from pistage.agent.gpus import Gpu, GpuPool
+from pistage.agent.journal import JournalError
 from pistage.agent.runtimes.base import Command, ExecutionError, Notebook, Place, Running, script_argv
 from pistage.agent.runtimes.binds import BindPolicy
 from pistage.agent.runtimes.devices import AttemptGpus
@@ -127,10 +128,10 @@ class DockerRuntime:
         return self._chores.create_task(self._removed(container, notebook))
 
     async def _removed(self, container: str, notebook: Notebook) -> bool:
-        await notebook.flush()  # that its steps ended: who finds neither container nor note runs them again
         try:
+            await notebook.flush()  # that its steps ended: who finds neither container nor note runs them again
             await self.engine.remove(container)
-        except (EngineGoneError, EngineError) as error:
+        except (JournalError, EngineGoneError, EngineError) as error:
             log.debug("container=%s is removed later: %s", container, error)
             return False
         return True
@@ -255,7 +256,6 @@ class DockerPlace:
         devices = await self._gpus.of(context)
         spec = replace(
             spec,
-            env=spec.env if devices else dict(self._gpus.environment_without) | dict(spec.env),
             gpus=devices,
             image=context.image,
             labels={"pistage.context": context.id},
@@ -272,7 +272,12 @@ class DockerPlace:
         self, name: str, spec: policy.ContainerSpec, auth: RegistryAuth | None, vetted: Sequence[str]
     ) -> str | None:
         self._made.add(name)
-        spec = replace(spec, labels=self._labels | dict(spec.labels), log_driver=self._runtime.log_driver)
+        spec = replace(
+            spec,
+            env=self._gpus.container_environment(spec.env, spec.gpus),
+            labels=self._labels | dict(spec.labels),
+            log_driver=self._runtime.log_driver,
+        )
         body = spec.render()
         policy.refuse_unless_allowed(body, vetted_binds=vetted)
         for _ in range(2):

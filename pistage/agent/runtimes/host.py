@@ -35,7 +35,7 @@ class HostRuntime:
     def __init__(self, settings: AgentConfig) -> None:
         self._settings = settings
         self._root = settings.data_dir / "workspaces"
-        self._places: list[ProcessPlace] = []
+        self._places: set[ProcessPlace] = set()
 
     async def open(self, chores: asyncio.TaskGroup) -> None:
         """See `Runtime`."""
@@ -43,7 +43,7 @@ class HostRuntime:
 
     async def close(self) -> None:
         """See `Runtime`: plain processes cannot be found again by their output, so they end with the agent."""
-        for place in self._places:
+        for place in list(self._places):
             await place.kill()
 
     def notes(self) -> tuple[str, ...]:
@@ -58,9 +58,9 @@ class HostRuntime:
 
     def place(self, assign: Assign, notebook: Notebook, gpus: GpuPool) -> Place:
         """See `Runtime`."""
-        place = HostPlace(self._root, assign, notebook, gpus, ignores_images=self._settings.ignore_images)
-        self._places.append(place)
-        return place
+        return HostPlace(
+            self._root, assign, notebook, gpus, ignores_images=self._settings.ignore_images, places=self._places
+        )
 
     async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
         """See `Runtime`."""

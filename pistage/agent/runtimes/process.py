@@ -151,15 +151,26 @@ class ChildProcess:
 
 
 class ProcessPlace(ABC):
-    """An attempt's directories, one for each context, and its processes."""
+    """An attempt's directories, one for each context, and its processes. It is one of `places` until it is closed."""
 
-    def __init__(self, root: Path, assign: Assign, notebook: Notebook, gpus: GpuPool, *, ignores_images: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        assign: Assign,
+        notebook: Notebook,
+        gpus: GpuPool,
+        *,
+        ignores_images: bool,
+        places: set[ProcessPlace],
+    ) -> None:
         self._gpus = AttemptGpus(gpus, assign.attempt_id, notebook)
         self._assign = assign
         self._notebook = notebook
         self._ignores_images = ignores_images
         assert ids.is_id(assign.attempt_id), "the directory is named by an id of ours"
         self._root = root / assign.attempt_id
+        self._places = places
+        places.add(self)
         self._children: list[ChildProcess] = []
 
     @abstractmethod
@@ -218,6 +229,7 @@ class ProcessPlace(ABC):
         if not self._is_removed_as_empty():
             await asyncio.to_thread(remove_tree, self._root)
         self._gpus.give_all_back()
+        self._places.discard(self)
 
     def _is_removed_as_empty(self) -> bool:
         """Steps that left no file behind leave directories that cost less to remove than to ask a thread to do it."""

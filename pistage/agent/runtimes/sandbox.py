@@ -46,7 +46,7 @@ class SandboxRuntime:
         self._settings = settings
         self._root = settings.data_dir / "workspaces"
         self._wrapper: Wrapper = bubblewrapped
-        self._places: list[ProcessPlace] = []
+        self._places: set[ProcessPlace] = set()
 
     async def open(self, chores: asyncio.TaskGroup) -> None:
         """See `Runtime`."""
@@ -55,7 +55,7 @@ class SandboxRuntime:
 
     async def close(self) -> None:
         """See `Runtime`."""
-        for place in self._places:
+        for place in list(self._places):
             await place.kill()
 
     def notes(self) -> tuple[str, ...]:
@@ -70,11 +70,10 @@ class SandboxRuntime:
 
     def place(self, assign: Assign, notebook: Notebook, gpus: GpuPool) -> Place:
         """See `Runtime`."""
-        place = SandboxPlace(
-            self._root, assign, notebook, gpus, ignores_images=self._settings.ignore_images, wrapper=self._wrapper
-        )
-        self._places.append(place)
-        return place
+        return SandboxPlace(
+            self._root, assign, notebook, gpus,
+            ignores_images=self._settings.ignore_images, places=self._places, wrapper=self._wrapper,
+        )  # fmt: skip
 
     async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
         """See `Runtime`."""
@@ -96,9 +95,17 @@ class SandboxPlace(ProcessPlace):
     """A workspace and a /tmp for each context; a directory for each volume of the run."""
 
     def __init__(
-        self, root: Path, assign: Assign, notebook: Notebook, gpus: GpuPool, *, ignores_images: bool, wrapper: Wrapper
+        self,
+        root: Path,
+        assign: Assign,
+        notebook: Notebook,
+        gpus: GpuPool,
+        *,
+        ignores_images: bool,
+        places: set[ProcessPlace],
+        wrapper: Wrapper,
     ) -> None:
-        super().__init__(root, assign, notebook, gpus, ignores_images=ignores_images)
+        super().__init__(root, assign, notebook, gpus, ignores_images=ignores_images, places=places)
         self._volumes = root / _VOLUMES / assign.run_id
         self._wrapper = wrapper
 

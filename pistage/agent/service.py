@@ -10,11 +10,13 @@ from contextlib import suppress
 
 from pistage import __version__
 from pistage.agent import runtimes
+from pistage.agent.admission import Admission
+from pistage.agent.arrivals import Arrival, Arrivals
 from pistage.agent.attempt.runner import Runner
 from pistage.agent.capacity import capacity_of, labels_of
 from pistage.agent.directory import held
 from pistage.agent.gpus import Gpu, GpuPool, offered
-from pistage.agent.journal import Entry, Journal
+from pistage.agent.journal import Entry, Journal, JournalError, journal_error_in
 from pistage.agent.lease import Expiry, Lease
 from pistage.agent.outbox import Outbox
 from pistage.agent.reports import Reports
@@ -23,7 +25,7 @@ from pistage.agent.runtimes.base import ExecutionError, Runtime
 from pistage.agent.session import Send, Session
 from pistage.config import AgentConfig
 from pistage.core import ids
-from pistage.core.commands import Finished, StepFinished
+from pistage.core.commands import Finished
 from pistage.core.model import AgentInfo, Capacity, Result, State
 from pistage.core.plan import FailureClass, OnPartition
 from pistage.errors import Code, PistageError
@@ -33,7 +35,6 @@ from pistage.wire import (
     Evict,
     Held,
     Hello,
-    Leaving,
     LogAck,
     LogRefused,
     Release,
@@ -71,13 +72,13 @@ class Agent:
         self._session = Session(settings.masters, self, token=token)
         self._runners: dict[str, Runner] = {}
         self._entries: dict[str, Entry] = {}
-        self._beginning: set[str] = set()
+        self._arrivals = Arrivals()
+        self._admission = Admission()
         self._runs: set[str] = set()
         self._chores: asyncio.TaskGroup | None = None
         self._gpus = GpuPool()
         self._labels: Mapping[str, str] = {}
         self._lease: Lease | None = None
-        self._leaving = asyncio.Event()
         self._stopping = asyncio.Event()
         self._settled = asyncio.Event()  # an attempt or a report was settled
         self._released = asyncio.Event()
@@ -101,9 +102,9 @@ class Agent:
 
     def request_leave(self) -> None:
         """Take no more work, and make `run` return when what there is has ended; asked again, soon."""
-        if self._leaving.is_set():
+        if self._admission.leaving.is_set():
             self.request_stop()
-        self._leaving.set()
+        self._admission.leave()
 
     async def run(self) -> None:
         """Until cancelled or what was requested is done; PistageError `conflict` if another agent has the directory."""
@@ -122,26 +123,26 @@ class Agent:
     async def _end(self) -> None:
         """Until it is time to stop."""
         async with asyncio.TaskGroup() as group:
-            waits = [group.create_task(wish.wait()) for wish in (self._leaving, self._stopping)]
+            waits = [group.create_task(wish.wait()) for wish in (self._admission.leaving, self._stopping)]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
         if self._stopping.is_set():
             return
         wait_s = self._settings.drain_timeout
-        log.info("leaving: %d attempts have %g s to end", len(self._entries), wait_s)
+        log.info("leaving: %d attempts have %g s to end", len(self._entries) + len(self._arrivals), wait_s)
         if await self._drained(wait_s) or self._runtime.is_lasting or not self._session.is_connected:
             return
         # What ends with the agent anyway is said to be lost, while there is somebody to hear it.
-        for runner in self._runners.values():
-            runner.evict("its agent was stopped")
+        for assign in self._held():
+            self._stop(Evict(attempt_id=assign.attempt_id, reason="its agent was stopped"))
         await self._drained(self._settings.stop_grace + _LAST_WORDS_S)
 
     async def _drained(self, wait_s: float) -> bool:
         """Wait until every attempt has ended and the masters know it, or a stop is requested; False: not in time."""
         try:
             async with asyncio.timeout(wait_s):
-                while (self._entries or self._reports.has_any) and not self._stopping.is_set():
+                while (self._entries or self._arrivals or self._reports.has_any) and not self._stopping.is_set():
                     self._settled.clear()
                     await self._settled.wait()
         except TimeoutError:
@@ -152,7 +153,7 @@ class Agent:
         """Wait a little for the end of what is being removed; with work under way, that is left to the next start."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_TIDY_S):
-                while self._runs and all(entry.is_over for entry in self._entries.values()):
+                while self._runs and not self._arrivals and all(entry.is_over for entry in self._entries.values()):
                     self._released.clear()
                     await self._released.wait()
 
@@ -165,7 +166,7 @@ class Agent:
                 self._journal = Journal(self._settings.data_dir / "journal")
                 self._entries = {entry.attempt_id: entry for entry in self._journal.load()}
                 for entry in self._entries.values():
-                    devices.claim(self._gpus, entry.attempt_id, entry, _contexts_left(entry))
+                    devices.claim(self._gpus, entry.attempt_id, entry, entry.contexts_left())
                 # What an earlier agent ran may run out of its lease before any master is found.
                 self._lease = Lease(self._settings.data_dir / "lease", self._fence)
                 self._lease.resume()
@@ -184,7 +185,7 @@ class Agent:
     # --- what the session asks ------------------------------------------------------------------------------
 
     def hello(self) -> Hello:
-        """Who this is, and every attempt in the journal."""
+        """Who this is, and every attempt in the journal, or on its way into it."""
         info = AgentInfo(
             id=self._id,
             name=self._name,
@@ -195,11 +196,11 @@ class Agent:
             labels=self._labels,
             ignores_images=self._settings.ignore_images and self._settings.runtime != "docker",
         )
-        held = (
-            Held(attempt_id=entry.attempt_id, run_id=entry.assign.run_id, fence=entry.assign.fence)
-            for entry in self._entries.values()
-        )
-        return Hello(info=info, held=tuple(held), is_leaving=self._leaving.is_set())
+        held = (Held(attempt_id=assign.attempt_id, run_id=assign.run_id, fence=assign.fence) for assign in self._held())
+        return Hello(info=info, held=tuple(held), is_leaving=self._admission.is_closed)
+
+    def _held(self) -> list[Assign]:
+        return [one.assign for one in (*self._entries.values(), *self._arrivals)]
 
     async def welcomed(self, welcome: Welcome, *, sent_s: float) -> None:
         """Give up what is not wanted any more, take up what an earlier process left, say again what was not heard."""
@@ -208,20 +209,19 @@ class Agent:
         self._lease.renew(sent_s, length_s=welcome.lease_s)
         self._reports.begin_session()
         self._outbox.begin_session()
-        verdicts = {verdict.attempt_id: verdict for verdict in welcome.verdicts}
         for attempt_id, entry in list(self._entries.items()):
-            verdict = verdicts.get(attempt_id)
             if attempt_id not in self._runners:
                 self._take_up(entry)
-            if verdict is not None and not verdict.is_kept:
-                self._abandon(attempt_id, verdict.reason or "the masters do not know it any more")
+        for verdict in welcome.verdicts:
+            if not verdict.is_kept:
+                self._abandon(verdict.attempt_id, verdict.reason or "the masters do not know it any more")
         if not self._is_resumed:
             self._is_resumed = True
             self._runs |= set(welcome.live_runs)
             self._begin_chore(self._sweep(welcome.cluster_id))
             return
         # A release can be lost with the master that was to send it, or while this agent was away.
-        held = {entry.assign.run_id for entry in self._entries.values()}
+        held = {assign.run_id for assign in self._held()}
         for run_id in self._runs - held - set(welcome.live_runs):
             self._begin_chore(self._release(run_id))
 
@@ -230,18 +230,14 @@ class Agent:
         assert self._lease is not None, "there is no session before there is a lease"
         self._lease.renew(sent_s)
 
-    async def received(self, message: ToAgent) -> None:
+    def received(self, message: ToAgent) -> None:
         """One message of the master's."""
         self._look_at_the_lease()
         match message:
             case Assign():
-                await self._assigned(message)
-            case Cancel(attempt_id=attempt_id, reason=reason):
-                if runner := self._runners.get(attempt_id):
-                    runner.cancel(reason)
-            case Evict(attempt_id=attempt_id, reason=reason):
-                if runner := self._runners.get(attempt_id):
-                    runner.evict(reason)
+                self._assigned(message)
+            case Cancel() | Evict():
+                self._stop(message)
             case Reported(number=number, refused=refused):
                 self._reported(number, refused)
             case LogAck():
@@ -254,35 +250,58 @@ class Agent:
                 pass  # Welcome, HeartbeatAck and Goodbye are the session's own
 
     def pumps(self, send: Send) -> Sequence[Awaitable[None]]:
-        """What sends reports and output, and says that the agent leaves."""
-        return [self._reports.pump(send), self._outbox.pump(send), self._say_leaving(send)]
-
-    async def _say_leaving(self, send: Send) -> None:
-        await self._leaving.wait()
-        await send(Leaving())  # said twice, in the hello as well, it does no harm
-        await asyncio.Event().wait()  # the session ends with the first of its pumps
+        """What sends reports and output, and says whether work is taken; the session ends with the first of them."""
+        return [self._reports.pump(send), self._outbox.pump(send), self._admission.say(send)]
 
     # --- attempts -------------------------------------------------------------------------------------------
 
-    async def _assigned(self, assign: Assign) -> None:
+    def _assigned(self, assign: Assign) -> None:
         attempt_id = assign.attempt_id
-        if attempt_id in self._entries or attempt_id in self._beginning:
-            return  # a repeat: its events are on their way, or come with the next session
+        if attempt_id in self._entries or self._arrivals.knows(attempt_id):
+            return  # a repeat: its events are on their way, or come with the next session, or are committed
         if not (ids.is_id(attempt_id) and ids.is_id(assign.run_id)):
             raise PistageError(Code.INVALID, "an assignment whose ids are not ours")
-        if self._leaving.is_set():
-            # It was on its way already. Nothing was begun, so another agent may have it at once.
-            result = Result(state=State.LOST, failure=FailureClass.LOST, reason="the agent is stopping")
-            self._reports.add(Finished(at=now_ms(), attempt_id=attempt_id, fence=assign.fence, result=result))
+        if self._admission.is_closed:
+            self._refuse(assign, self._admission.refusal)  # it was on its way already
             return
-        assert self._journal is not None, "assignments come over a session, and that begins after the journal"
-        self._beginning.add(attempt_id)
         self._runs.add(assign.run_id)
+        self._begin_chore(self._begin(self._arrivals.add(assign)))
+
+    def _refuse(self, assign: Assign, reason: str) -> None:
+        """Nothing was begun, so another agent may have it at once."""
+        result = Result(state=State.LOST, failure=FailureClass.LOST, reason=reason)
+        self._reports.add(Finished(at=now_ms(), attempt_id=assign.attempt_id, fence=assign.fence, result=result))
+        self._arrivals.settle(assign.attempt_id)
+
+    async def _begin(self, arrival: Arrival) -> None:
+        """Record an assignment, then do what was said of it meanwhile."""
+        assert self._journal is not None, "assignments come over a session, and that begins after the journal"
+        attempt_id = arrival.assign.attempt_id
         try:
-            self._entries[attempt_id] = entry = await self._journal.begin(assign)
-        finally:
-            self._beginning.discard(attempt_id)
+            entry = await self._arrivals.begin(arrival, self._journal)
+        except JournalError as error:
+            self._suspend(error)
+            if not arrival.is_abandoned:
+                self._refuse(arrival.assign, str(error))
+            self._settled.set()
+            return
+        self._entries[attempt_id] = entry
+        if arrival.is_abandoned:
+            self._forget(entry)
+            return
         self._take_up(entry)
+        if arrival.stop is not None:
+            self._stop(arrival.stop)
+
+    def _stop(self, message: Cancel | Evict) -> None:
+        runner = self._runners.get(message.attempt_id)
+        match message:
+            case _ if runner is None:
+                self._arrivals.stop(message)
+            case Cancel(reason=reason):
+                runner.cancel(reason)
+            case Evict(reason=reason):
+                runner.evict(reason)
 
     def _take_up(self, entry: Entry) -> None:
         runner = Runner(
@@ -303,16 +322,34 @@ class Agent:
     async def _see_through(self, runner: Runner, entry: Entry) -> None:
         try:
             await runner.run()
-        except Exception as bug:
-            # One attempt that meets a bug of ours must not take the others on this machine with it.
-            log.exception("attempt=%s ends by an error inside the agent", entry.attempt_id)
-            await runner.give_up(f"an error inside the agent: {bug!r}")
+        except Exception as error:
+            await self._give_up(runner, error)
         if runner.is_abandoned:
             self._forget(entry)
         else:
             runner.is_done = True
             if runner.is_acknowledged:
                 self._forget(entry)
+
+    async def _give_up(self, runner: Runner, error: Exception) -> None:
+        """One attempt that meets a bug of ours, or a full disk, must not take the others on this machine with it."""
+        if (trouble := journal_error_in(error)) is not None:
+            self._suspend(trouble)
+            reason = str(trouble)
+            log.error("attempt=%s is given up: %s", runner.attempt_id, reason)
+        else:
+            reason = f"an error inside the agent: {error!r}"
+            log.exception("attempt=%s ends by an error inside the agent", runner.attempt_id)
+        try:
+            await runner.give_up(reason)
+        except Exception:
+            log.exception("attempt=%s leaves something behind", runner.attempt_id)
+
+    def _suspend(self, error: JournalError) -> None:
+        assert self._journal is not None, "it cannot be written"
+        if not self._admission.is_closed:
+            self._admission.suspend(str(error))
+            self._begin_chore(self._admission.resume_with(self._journal))
 
     def _look_at_the_lease(self) -> None:
         """Before anything is begun: the whole machine may have slept since anybody looked."""
@@ -321,6 +358,10 @@ class Agent:
 
     def _fence(self, expiry: Expiry) -> None:
         """No master was heard of for a lease: what must not run twice ends before the masters give it to another."""
+        reason = f"no master was heard of for {expiry.unheard_s:.0f} s, so the agent stopped it"
+        for arrival in self._arrivals:
+            if arrival.assign.task.on_partition is not OnPartition.CONTINUE:
+                self._stop(Evict(attempt_id=arrival.assign.attempt_id, reason=reason))
         for attempt_id, entry in list(self._entries.items()):
             if entry.is_over or entry.assign.task.on_partition is OnPartition.CONTINUE:
                 continue
@@ -329,7 +370,6 @@ class Agent:
             runner = self._runners[attempt_id]
             if runner.is_fenced or runner.is_abandoned:
                 continue
-            reason = f"no master was heard of for {expiry.unheard_s:.0f} s, so the agent stopped it"
             log.warning("attempt=%s %s", attempt_id, reason)
             grace_s = max(0.0, min(self._settings.stop_grace, expiry.grace_s))
             self._begin_chore(runner.fence_off(reason, grace_s=grace_s))
@@ -337,6 +377,7 @@ class Agent:
     def _abandon(self, attempt_id: str, reason: str) -> None:
         runner = self._runners.get(attempt_id)
         if runner is None:
+            self._arrivals.abandon(attempt_id)
             return
         log.info("attempt=%s is given up: %s", attempt_id, reason)
         self._reports.forget(attempt_id)
@@ -358,7 +399,8 @@ class Agent:
 
     def _forget(self, entry: Entry) -> None:
         if self._entries.pop(entry.attempt_id, None):
-            del self._runners[entry.attempt_id]
+            self._runners.pop(entry.attempt_id, None)
+            self._arrivals.settle(entry.attempt_id)
             entry.drop()
             self._settled.set()
 
@@ -377,12 +419,6 @@ class Agent:
         await _until_done(lambda: self._runtime.release(run_id), f"run={run_id} release")
         self._runs.discard(run_id)
         self._released.set()
-
-
-def _contexts_left(entry: Entry) -> set[str]:
-    """The contexts that still have something to run."""
-    ended = {event.step for event in entry.events if isinstance(event, StepFinished)}
-    return {step.context for step in entry.assign.task.steps() if step.id not in ended}
 
 
 async def _until_done(job: Callable[[], Awaitable[None]], what: str) -> None:

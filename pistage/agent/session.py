@@ -62,8 +62,8 @@ class Owner(Protocol):
     def answered(self, sent_s: float) -> None:
         """The master has answered a heartbeat that was sent at `sent_s` of the clock of leases."""
 
-    async def received(self, message: ToAgent) -> None:
-        """A message of the master's. Must not wait for the session itself."""
+    def received(self, message: ToAgent) -> None:
+        """A message of the master's. Nothing is waited for: the answer to a heartbeat may be behind it."""
 
     def pumps(self, send: Send) -> Sequence[Awaitable[None]]:
         """What sends for as long as the session lives."""
@@ -194,7 +194,7 @@ class Session:
                 case Welcome() | Hello() | Heartbeat():
                     raise PistageError(Code.INVALID, "it sent a message that is not a master's to send now")
                 case message:
-                    await self._owner.received(message)  # type: ignore[arg-type]  # the socket carries ToAgent only
+                    self._owner.received(message)  # type: ignore[arg-type]  # the socket carries ToAgent only
 
     def _dismissed(self, master: URL, goodbye: Goodbye) -> URL | None:
         self._say(f"{master} says goodbye: {goodbye.reason}")

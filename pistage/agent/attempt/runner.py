@@ -12,7 +12,7 @@ from pistage.agent.attempt import words
 from pistage.agent.attempt.step import StepRunner
 from pistage.agent.attempt.stop import Brake, Stop, StoppedError
 from pistage.agent.gpus import GpuPool
-from pistage.agent.journal import Entry
+from pistage.agent.journal import Entry, JournalError
 from pistage.agent.outbox import Outbox
 from pistage.agent.runtimes.base import ExecutionError, Place, Runtime
 from pistage.core.commands import Accepted, AttemptEvent, Finished
@@ -99,7 +99,8 @@ class Runner:
         # hangs. What is dead can still be read, so its removal waits for that.
         await self._insist(self._place.kill, _KILL_RETRY_S)
         await self._steps.quiet()
-        await self._remove()
+        with suppress(JournalError):  # met by `run` as well
+            await self._remove()
 
     def abandon(self, reason: str) -> None:
         """The masters want nothing of it any more: stop and remove it without another word."""
@@ -131,12 +132,23 @@ class Runner:
         await self._remove()
 
     async def give_up(self, reason: str) -> None:
-        """After a bug of ours: say so, and remove what can be removed."""
-        if self.finished is None:
-            result = words.failed(FailureClass.LOST, reason)
-            await self._report(
-                Finished(at=now_ms(), attempt_id=self.attempt_id, fence=self.fence, result=result)
-            )  # fmt: skip
+        """After a bug of ours, or where the journal cannot be written: end it, say so, remove what can be removed."""
+        with suppress(ExecutionError):  # of what is lost nothing can be proven
+            await self._place.kill()
+        result = words.failed(FailureClass.LOST, reason)
+        lost = Finished(at=now_ms(), attempt_id=self.attempt_id, fence=self.fence, result=result)
+        is_unsaid = self.finished is None and not self.is_abandoned
+        try:
+            if is_unsaid:
+                self._entry.add_event(lost)
+            await self._entry.flush()
+        except JournalError:
+            # A later agent does not hold it, which says the same. From here on nothing of it waits for the disk.
+            self._entry.drop()
+            if is_unsaid:
+                self._entry.add_event(lost)
+        if is_unsaid:
+            self._publish(lost)
         await self._remove()
 
     @property
@@ -183,7 +195,7 @@ class Runner:
         return Stop(state=State.FAILED, failure=FailureClass.TIMEOUT, reason=reason)
 
     def _time_left_s(self) -> float:
-        accepted = next(event.at for event in self._entry.events if isinstance(event, Accepted))
+        accepted = next((event.at for event in self._entry.events if isinstance(event, Accepted)), now_ms())
         return max(0.0, self._assign.task.timeout_s - (time.time() - accepted / 1000))
 
     async def _prepare(self) -> None:

@@ -112,6 +112,7 @@ class RecordingEngine:
         self.created: list[dict[str, Any]] = []
         self.asked: list[tuple[str, Any]] = []
         self.socket_path = "/run/docker.sock"
+        self.is_away = False
 
     async def create(self, name: str, body: dict[str, Any]) -> str:
         self.created.append(body)

@@ -2,7 +2,8 @@
 
 It runs from when the newest heartbeat that was answered was *sent*, on the clock that also runs while the machine
 sleeps, and it is kept in a small file, so that an agent that is killed and started again knows when it ends. The
-leader waits for longer than a lease and an eighth more of it before it gives an agent's work to another.
+leader waits for 1.1 x 1.25 x lease + 1 s, by its own clock, from when it last heard an agent, before it gives that
+agent's work to another: a quarter of a lease to end what runs, and a tenth for clocks that differ.
 """
 
 from __future__ import annotations

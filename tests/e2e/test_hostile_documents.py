@@ -27,6 +27,7 @@ HOSTILE = [
 #: Everything that masters and agents may call a file or a directory of theirs.
 OURS = re.compile(
     r"raft\.(db(-wal|-shm|-sums)?|mark)|state\.db(-wal|-shm|-sums)?|state|logs|term|lock|index|agent|id|journal"
+    r"|\d+\.journal|lease(\.new)?"
     r"|workspaces|volumes|spool"
     r"|(agent|attempts|workspace|places|work|tmp|root|locks?)(\.\w+)?|\d+(\.[12])?|c\d+|[\w-]+\.(db|json|log|jsonl|msgpack)"
 )

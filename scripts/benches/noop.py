@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+
 from benches.groups import TOKEN, Pistage, free_ports, running
 from benches.load import Connection, ask, request, spread
 

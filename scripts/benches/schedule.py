@@ -5,14 +5,11 @@ The floor is a sort of those tasks: what a scheduler that looks at all of them w
 
 from __future__ import annotations
 
-import asyncio
-import json
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from random import Random
 
 from pistage.core import changes as ch
@@ -130,7 +127,7 @@ def run() -> None:
         crowd = Crowd(seed)
         tasks = list(crowd.tasks.values())
         crowd.rng.shuffle(tasks)
-        floors.append(_timed(lambda: sorted(tasks, key=lambda task: (-task.priority, task.created_at, task.run_id))))
+        floors.append(_timed(partial(sorted, tasks, key=lambda task: (-task.priority, task.created_at, task.run_id))))
         begun = time.perf_counter()
         crowd.fill()
         placed = 0
@@ -141,9 +138,8 @@ def run() -> None:
     _line("from nothing, until nothing more fits", colds, floors)
     print(f"  of them placed                     {placed:8,}")
     _changes(crowd, statistics.median(floors))
-    explained = [
-        _timed(lambda: Explainer(crowd.view, crowd.now).explain(task)) for task in list(crowd.tasks)[-1:-200:-10]
-    ]
+    some = list(crowd.tasks)[-1:-200:-10]
+    explained = [_timed(partial(Explainer(crowd.view, crowd.now).explain, task)) for task in some]
     _line("why one of them waits", explained, floors)
     print(f"  memory of this process             {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:8.0f} MiB")
 

@@ -1,4 +1,4 @@
-"""Losses: on the leader, agents that have fallen silent, and those whose time to drain is over."""
+"""Losses: on the leader, agents that have fallen silent, and work that an agent is to give back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pistage.master.sessions import Sessions
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
+_ACCEPT_MS = 60_000  # an agent that answers heartbeats, and whose disk hangs, does not keep what it cannot begin
 _MARGIN_S = 1.0
 #: So many agents, and this part of all, silent at one time: likelier the masters are cut off than the agents dead.
 _MANY = 3
@@ -52,9 +53,10 @@ class Losses:
         async with self._replica.reader.snapshot() as snapshot:
             up = await reads.agents_up(snapshot)
             paused_until = await reads.losses_paused_until(snapshot)
-            overdue = await reads.attempts_to_evict(snapshot, self._replica.now_ms())
-        for attempt_id, agent_id in overdue:
-            self._sessions.send(agent_id, wire.Evict(attempt_id=attempt_id, reason="its agent was drained"))
+            overdue = await reads.attempts_to_evict(snapshot, self._replica.now_ms(), _ACCEPT_MS)
+        for attempt_id, agent_id, is_unaccepted in overdue:
+            reason = "its agent did not take it up in time" if is_unaccepted else "its agent was drained"
+            self._sessions.send(agent_id, wire.Evict(attempt_id=attempt_id, reason=reason))
         silent = [agent for agent in up if self._sessions.silent_s(agent.agent_id) > self._patience_s]
         now = self._replica.now_ms()
         if not silent or now < paused_until:

@@ -162,15 +162,23 @@ async def losses_paused_until(snapshot: Snapshot) -> int:
     return int(await snapshot.value("SELECT value FROM meta WHERE key = 'losses_paused_until'") or 0)
 
 
-async def attempts_to_evict(snapshot: Snapshot, now: int) -> list[tuple[str, str]]:
-    """Attempts, each with its agent, of agents whose time to drain is over."""
-    rows = await snapshot.rows(
-        "SELECT attempt.id, attempt.agent_id FROM agent JOIN attempt ON attempt.agent_id = agent.id"
-        " WHERE agent.drain_until <= ? AND agent.state = 'up' AND attempt.state IN ('queued', 'running')"
-        " ORDER BY attempt.id",
-        (now,),
-    )
-    return [(row[0], row[1]) for row in rows]
+async def attempts_to_evict(snapshot: Snapshot, now: int, accept_ms: int) -> list[tuple[str, str, bool]]:
+    """Attempts that are to be given up, each with its agent, and whether that has not accepted it for `accept_ms`.
+
+    The others are of agents whose time to drain is over.
+    """
+    rows = await snapshot.rows(_TO_EVICT, (now, now - accept_ms))
+    return [(row["id"], row["agent_id"], row["drain_until"] is None or row["drain_until"] > now) for row in rows]
+
+
+_TO_EVICT = """
+SELECT attempt.id, attempt.agent_id, agent.drain_until
+FROM agent JOIN attempt ON attempt.agent_id = agent.id
+WHERE agent.state = 'up' AND (
+  agent.drain_until <= ? AND attempt.state IN ('queued', 'running')
+  OR attempt.state = 'queued' AND attempt.assigned_at <= ?)
+ORDER BY attempt.id
+"""
 
 
 async def plan_of(snapshot: Snapshot, run_id: str) -> Plan:

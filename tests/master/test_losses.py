@@ -96,3 +96,18 @@ async def test_what_a_drained_agent_runs_is_stopped_when_its_time_is_over(tmp_pa
         await replica.propose(command)
         evict = await agent.receive(wire.Evict)
         assert evict == wire.Evict(attempt_id=assign.attempt_id, reason="its agent was drained")
+
+
+@pytest.mark.slow
+async def test_what_an_agent_does_not_take_up_in_time_is_asked_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pistage.master.losses._ACCEPT_MS", 500)
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        await api.submit()
+        taken: Any = await agent.receive(wire.Assign)
+        await agent.accept(taken)
+        await api.submit()
+        left: Any = await agent.receive(wire.Assign)
+        evict = await agent.receive(wire.Evict)
+        assert evict == wire.Evict(attempt_id=left.attempt_id, reason="its agent did not take it up in time")

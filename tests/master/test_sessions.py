@@ -11,6 +11,7 @@ from pistage.core import commands as c
 from pistage.core.model import Result, State
 from pistage.master.owning import running
 from tests.master.fakes import HELLO_YAML, a_master, an_agent
+from tests.master.test_losses import until_lost
 
 
 async def test_a_run_is_assigned_reported_and_ended(tmp_path: Path) -> None:
@@ -117,8 +118,7 @@ async def test_a_silent_agent_is_lost_however_busy_the_master_is(tmp_path: Path)
 
         async with running(change_something()):
             assert (await agent.socket.receive(timeout=10)).type.name in {"CLOSE", "CLOSED", "CLOSING"}
-        _, agents = await api.call("GET", "/api/v1/agents")
-        assert agents["items"][0]["state"] == "lost"
+            await until_lost(api, 1)
 
 
 @pytest.mark.slow

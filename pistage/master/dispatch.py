@@ -126,28 +126,27 @@ class Dispatch:
     async def _carry_out(self, effects: Sequence[Effect]) -> None:
         """In their order: an attempt is assigned before it is cancelled."""
         assigned: list[SendAssignment] = []
+        released: list[str] = []
         for effect in effects:
-            if isinstance(effect, SendAssignment):
-                assigned.append(effect)
-                continue
-            await self._send_assignments(assigned)
-            assigned.clear()
             match effect:
+                case SendAssignment():
+                    assigned.append(effect)
                 case CancelAttempt(attempt_id=attempt_id, agent_id=agent_id, reason=reason):
+                    await self._send_assignments(assigned)
+                    assigned.clear()
                     self._sessions.send(agent_id, wire.Cancel(attempt_id=attempt_id, reason=reason))
-                case ReleaseRun():
-                    await self._release(effect)
+                case ReleaseRun(run_id=run_id, agent_ids=agent_ids):
+                    released.append(run_id)
+                    for agent_id in agent_ids:
+                        self._sessions.send(agent_id, wire.Release(run_id=run_id))
                 case _:
                     assert_never(effect)
         await self._send_assignments(assigned)
-
-    async def _release(self, effect: ReleaseRun) -> None:
-        for agent_id in effect.agent_ids:
-            self._sessions.send(agent_id, wire.Release(run_id=effect.run_id))
-        try:
-            await self._logs.end(effect.run_id)
-        except PistageError as error:  # its output can be read all the same
-            log.error("run=%s its output is not closed: %s", effect.run_id, error)
+        if released:
+            try:
+                await self._logs.end(*released)
+            except PistageError as error:  # their output can be read all the same
+                log.error("the output of %d runs is not closed: %s", len(released), error)
 
     async def _send_assignments(self, effects: Iterable[SendAssignment]) -> None:
         agent_of = {one.attempt_id: one.agent_id for one in effects if self._sessions.is_connected(one.agent_id)}

@@ -163,10 +163,16 @@ class LogStore:
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
-    async def end(self, run_id: str) -> None:
-        """The run is over: forget what was held for it, and wake its followers."""
-        await self._do(lambda: self._writer.forget(run_id))
-        self.signals.wake(run_id)
+    async def end(self, *run_ids: str) -> None:
+        """These runs are over: forget what was held for them, and wake their followers."""
+
+        def forget() -> None:
+            for run_id in run_ids:
+                self._writer.forget(run_id)
+
+        await self._do(forget)
+        for run_id in run_ids:
+            self.signals.wake(run_id)
 
     async def remove(self, run_id: str) -> None:
         """Delete a run's output here."""

@@ -267,5 +267,5 @@ class Snapshot:
 class Logs:
     """Output is no part of this."""
 
-    async def end(self, run_id: str) -> None:
+    async def end(self, *run_ids: str) -> None:
         pass

@@ -152,6 +152,7 @@ async def test_assignments_that_come_together_share_a_flush(
     assert disk.flushes - before <= 3
 
 
+@pytest.mark.slow
 async def test_heartbeats_are_answered_while_the_disk_takes_longer_than_a_lease(
     master: FakeMaster, start_agent: StartAgent, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +191,7 @@ async def test_what_is_said_of_an_assignment_on_its_way_to_the_disk_is_heeded(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_partition", OnPartition)
 async def test_a_lease_that_ends_meanwhile_ends_what_is_on_its_way(
     master: FakeMaster, start_agent: StartAgent, disk: Disk, tmp_path: Path, on_partition: OnPartition

@@ -112,6 +112,7 @@ async def until_still(beat: Path, timeout_s: float) -> None:
             await asyncio.sleep(0.3)
 
 
+@pytest.mark.slow
 async def test_without_a_master_work_is_stopped_when_the_lease_ends_and_said_to_be_lost(
     master: FakeMaster, start_agent: StartAgent, tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ async def test_without_a_master_work_is_stopped_when_the_lease_ends_and_said_to_
     master.check_output(stubborn.attempt_id)
 
 
+@pytest.mark.slow
 async def test_a_master_that_answers_all_but_heartbeats_has_no_quorum(
     master: FakeMaster, start_agent: StartAgent
 ) -> None:
@@ -151,6 +153,7 @@ async def test_a_master_that_answers_all_but_heartbeats_has_no_quorum(
     assert master.stdout(later.attempt_id) == b""
 
 
+@pytest.mark.slow
 async def test_what_ended_by_itself_before_is_reported_as_it_ended(
     master: FakeMaster, start_agent: StartAgent, tmp_path: Path
 ) -> None:

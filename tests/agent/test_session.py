@@ -122,6 +122,7 @@ def silent_url() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.slow
 async def test_masters_that_are_silent_hold_the_way_to_another_up_for_less_than_a_lease(
     master: FakeMaster, start_agent: StartAgent, silent_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +134,7 @@ async def test_masters_that_are_silent_hold_the_way_to_another_up_for_less_than_
             await start_agent(masters=(follower.url, silent_url, master.url))
 
 
+@pytest.mark.slow
 async def test_waits_grow_only_once_every_master_was_asked(
     master: FakeMaster, start_agent: StartAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

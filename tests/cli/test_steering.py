@@ -191,6 +191,7 @@ def test_a_queue_is_listed_set_in_part_and_removed(
         assert pistage("queue", "set", "q", *argv) == 2
 
 
+@pytest.mark.slow
 def test_an_agent_is_drained_until_it_is_idle_or_the_wait_is_over(
     pistage: Pistage, master: SteeredMaster, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,6 +180,7 @@ async def test_a_frame_is_acknowledged_once_two_masters_have_it(tmp_path: Path) 
         assert await group.until_alike() == b"hello"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("away", "is_kept"), [({"m3"}, True), ({"m2", "m3"}, False)])
 async def test_a_dead_master_holds_nothing_up_and_two_hold_everything_up(
     tmp_path: Path, away: set[str], is_kept: bool
@@ -345,6 +346,7 @@ async def test_a_master_that_was_away_is_caught_up_from_disk_a_batch_at_a_time(
         assert max(sizes) < 13_000
 
 
+@pytest.mark.slow
 async def test_runs_that_nobody_asks_about_are_mended_by_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ async def fresh_index(replica: Replica) -> int:
         return await snapshot.applied_index()
 
 
+@pytest.mark.slow
 async def test_what_is_read_while_a_snapshot_is_installed_is_not_older_than_what_is_said_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

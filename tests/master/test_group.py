@@ -141,6 +141,7 @@ async def submit(group: Group, run_id: str) -> None:
                 return
 
 
+@pytest.mark.slow
 async def test_what_was_answered_survives_its_leader(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         for n in range(20):
@@ -187,6 +188,7 @@ async def outcome_of(asked: Awaitable[object]) -> object:
         return refusal
 
 
+@pytest.mark.slow
 async def test_a_master_that_missed_too_much_is_sent_the_whole_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +213,7 @@ async def test_a_master_that_missed_too_much_is_sent_the_whole_state(
         assert generation.name != "1"
 
 
+@pytest.mark.slow
 async def test_a_new_master_learns_is_promoted_and_votes(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         leader = await group.leader()
@@ -234,6 +237,7 @@ async def test_a_leader_that_hands_over_knows_the_next_one_at_once(tmp_path: Pat
         assert leader.leader in {*NAMES} - {leader.node_id}
 
 
+@pytest.mark.slow
 async def test_many_proposals_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     syncs = 0
     write = DurableLog.write

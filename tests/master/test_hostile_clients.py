@@ -65,6 +65,7 @@ async def test_a_body_without_end_is_cut_off_at_its_limit(tmp_path: Path) -> Non
         writer.close()
 
 
+@pytest.mark.slow
 async def test_clients_that_hang_up_in_the_middle_leave_reading_as_it_was(tmp_path: Path) -> None:
     async with a_master(tmp_path) as api:
         head = f"GET /api/v1/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()

@@ -17,6 +17,7 @@ from tests.master.fakes import a_master, a_replica, an_agent, an_info
 from tests.master.test_group import a_group, eventually
 
 
+@pytest.mark.slow
 async def test_a_leader_that_is_followed_answers_all_who_wait_with_few_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,6 +42,7 @@ async def test_a_leader_that_is_followed_answers_all_who_wait_with_few_rounds(
         assert 0 < reads <= 5
 
 
+@pytest.mark.slow
 async def test_a_leader_cut_off_from_its_followers_answers_nothing(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         old = await group.leader()

@@ -154,6 +154,7 @@ async def test_the_log_is_trimmed_behind_a_durable_state(tmp_path: Path, monkeyp
         assert len(await run_ids(replica)) == 40
 
 
+@pytest.mark.slow
 async def test_a_full_disk_under_the_log_loses_nothing_and_is_got_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,11 +99,7 @@ class Shape:
     def fits(self, agent: Agent) -> bool:
         """Whether a task of it could be placed there now."""
         return (
-            agent.takes_work
-            and agent.kept_for is None
-            and agent.has_room(self.demand.resources)
-            and agent.info.id in self.kind.agents
-            and self.suits(agent)
+            agent.takes_work and agent.kept_for is None and agent.has_room(self.demand.resources) and self.suits(agent)
         )
 
     def block(self) -> None:

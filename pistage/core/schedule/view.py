@@ -351,9 +351,9 @@ class View:
 
     def _move_gang(self, gang: tuple[str, str]) -> None:
         """Its agent may be another one: who waits stands in the line for that."""
-        members = [entry for entry in self._waiting.get(gang[0], {}).values() if entry.task.gang == gang[1]]
+        members = (entry for entry in self._waiting.get(gang[0], {}).values() if entry.task.gang == gang[1])
         self._stand_again(
-            entry for entry in members if entry.line is None or entry.line.shape.pin != self.gang_agent(entry.task)
+            one for one in members if one.line is not None and one.line.shape.pin != self.gang_agent(one.task)
         )
 
     def _change_queue(self, settings: QueueSettings) -> None:

@@ -92,7 +92,10 @@ class MasterConfig(_Section):
     disk_free_min: Bytes = Field(
         256 * 1024**2, description="with less free than this, output and submissions are refused until there is more"
     )
-    run_log_max: Bytes = Field(1024**3, description="most output kept of one run")
+    run_log_max: Bytes = Field(
+        1024**3, description="most output kept of one run; of what its steps print then, only the end is kept"
+    )
+    step_log_max: Bytes = Field(1024**3, description="most output kept of one step; then only the end of it is")
     log_replicas: int = Field(
         2, ge=1, le=9, description="how many masters have output before it is acknowledged; the same on every master"
     )

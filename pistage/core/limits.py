@@ -59,6 +59,9 @@ BATCH_TEXT_BYTES_MAX: Final = 2 * MIB  # the document, once for each set of para
 FRAME_BYTES_MAX: Final = 256 * KIB
 FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company
 OUTBOX_BYTES_MAX: Final = 16 * MIB  # full means: stop reading the engine, never drop
+MASK_CHARS_MIN: Final = 8  # what is shorter stands in much that is no secret, and is found by trying anyway
+LOG_TAIL_BYTES_MAX: Final = 1 * MIB  # of a stream, kept behind a limit: an agent holds it in memory until the end
+LOG_TAILS_BYTES_MAX: Final = 32 * MIB  # of all streams of an agent together; then each keeps less
 
 # --- the session between agent and master ------------------------------------------------------------------
 SESSION_MESSAGE_BYTES_MAX: Final = 8 * MIB

@@ -87,10 +87,11 @@ class AgentInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamEnd:
-    """How much a stream held in the end: bytes, and the SHA-256 of them all as hex."""
+    """How much was printed to a stream in the end: bytes, the SHA-256 of them all as hex, how many are not kept."""
 
     length: Count
     sha256: str
+    missing: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -235,6 +235,11 @@ class Task:
         """The context that `step` runs in."""
         return next(context for context in self.contexts if context.id == step.context)
 
+    def credentials(self) -> tuple[str, ...]:
+        """What its document has that nobody may see: the passwords of registries."""
+        auths = (*(context.auth for context in self.contexts), *(service.auth for service in self.services))
+        return tuple(dict.fromkeys(auth.password for auth in auths if auth is not None and auth.password))
+
     def is_shared(self, context: Context) -> bool:
         """Whether the container outlives a command: more than one command runs in it, one after another or at once."""
         steps = [step for step in self.steps() if step.context == context.id]

@@ -23,7 +23,7 @@ from pistage.master.logwriter import Appended
 from pistage.master.owning import running
 from pistage.master.peers import UNREACHABLE, Peers
 from pistage.master.tenure import LISTED_AT_ONCE, SURVEYED_AT_ONCE, Group, Tenure, deposed
-from pistage.wire import Copied, Copy, CopyAnswer, CopyQuestion, Extents, Fetch, Inventory, LogFrame, Survey
+from pistage.wire import Copied, Copy, CopyAnswer, CopyQuestion, Extents, Fetch, Inventory, LogFrame, LogGap, Survey
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,10 @@ class Copies:
         self._tenure: Tenure | None = None
         self._began = asyncio.Event()
 
-    async def append(self, run_id: str, frame: LogFrame) -> asyncio.Future[Appended]:
+    async def append(self, run_id: str, frame: LogFrame | LogGap) -> asyncio.Future[Appended]:
         """Take a frame over; waits while the disk is behind. The future is done once it may be acknowledged.
 
-        Its PistageError, or the one raised: `too_large` past the run's limit; anything else is for now, and the sender
-        keeps the frame and tries again.
+        Its PistageError, or the one raised, is for now: the sender keeps the frame and tries again.
         """
         if self._tenure is None:
             raise deposed()

@@ -18,7 +18,7 @@ from pistage.core import limits
 from pistage.errors import Code, PistageError
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended
-from pistage.wire import Copied, Copy, CopyAnswer, CopyQuestion, Fit, LogFrame, Piece
+from pistage.wire import Copied, Copy, CopyAnswer, CopyQuestion, Fit, LogFrame, LogGap, Piece
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Courier(Protocol):
 class Held:
     """A frame that waits until its run is open."""
 
-    frame: LogFrame
+    frame: LogFrame | LogGap
     answer: asyncio.Future[Appended]
     deadline: float
 

@@ -22,11 +22,13 @@ from typing import Any, TypeVar
 
 from pistage.core import ids
 from pistage.errors import Code, PistageError
+from pistage.master import blocks as blocks_of
 from pistage.master import records as index_of
-from pistage.master.logwriter import Appended, LogWriter, Placed
-from pistage.master.records import Record, StreamKey, stream_path
+from pistage.master.blocks import Block
+from pistage.master.logwriter import Appended, Bounds, LogWriter, Placed
+from pistage.master.records import Record, StreamKey
 from pistage.master.signals import Signals
-from pistage.wire import Extent, Fetched, Fit, LogFrame, Piece
+from pistage.wire import Extent, Fetched, Fit, LogFrame, LogGap, Piece
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +43,10 @@ class LogStore:
     One thread writes, and only it knows the lengths; reading opens files of its own.
     """
 
-    def __init__(self, directory: Path, *, run_bytes_max: int, free_bytes_min: int) -> None:
+    def __init__(self, directory: Path, bounds: Bounds) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._writer = LogWriter(directory, run_bytes_max=run_bytes_max, free_bytes_min=free_bytes_min)
+        self._writer = LogWriter(directory, bounds)
         self._thread = ThreadPoolExecutor(1, "logs")
         self._queue: asyncio.Queue[_Queued | _Job] = asyncio.Queue(maxsize=_QUEUE_FRAMES)
         self._is_refusing = False
@@ -88,11 +90,11 @@ class LogStore:
 
     # --- by the leader -------------------------------------------------------------------------------------------
 
-    async def append(self, run_id: str, frame: LogFrame, *, term: int) -> asyncio.Future[Appended]:
+    async def append(self, run_id: str, frame: LogFrame | LogGap, *, term: int) -> asyncio.Future[Appended]:
         """Queue a frame; waits while the queue is full. The future is done once the frame is durable here.
 
         The future's PistageError: `storage` while the disk is full (the sender keeps the frame and tries again),
-        `too_large` past the run's limit, `conflict` when a later term was promised.
+        `conflict` when a later term was promised.
         """
         if not (ids.is_id(run_id) and ids.is_id(frame.attempt_id) and frame.step.isascii() and frame.step.isdigit()):
             raise PistageError(Code.INVALID, "a frame must name its attempt and step by our ids")
@@ -155,11 +157,13 @@ class LogStore:
         """Records from number `start` on, at most `count`; empty at the end."""
         return await asyncio.to_thread(index_of.read_records, self._directory / run_id / "index", start, count)
 
-    async def read(self, run_id: str, key: StreamKey, offset: int, length: int) -> bytes:
-        """Bytes of one stream; fewer than `length` at its end."""
-        return await asyncio.to_thread(
-            index_of.read_bytes, stream_path(self._directory / run_id, key), offset, length
-        )  # fmt: skip
+    async def blocks(self, run_id: str) -> list[Block]:
+        """What each 1,024 records of the run amount to, as far as that is known; the last are read by `records`."""
+        return await asyncio.to_thread(blocks_of.read, self._directory / run_id / "blocks")
+
+    async def read(self, run_id: str, key: StreamKey, place: int, length: int) -> bytes:
+        """Bytes of one stream from the kept byte `place` on; fewer than `length` at its end."""
+        return await asyncio.to_thread(index_of.read_bytes, self._directory / run_id, key, place, length)
 
     # --- ends ----------------------------------------------------------------------------------------------------
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from pistage.core import ids, limits
 from pistage.errors import Code, PistageError
 from pistage.master import records as index_of
+from pistage.master.blocks import BLOCK_RECORDS, Block
+from pistage.master.blocks import pack as pack_block
 from pistage.master.directories import sync_directory
-from pistage.master.records import RECORD_BYTES, Record, StreamKey, stream_path
-from pistage.wire import Extent, Fit, LogFrame, Piece
+from pistage.master.records import RECORD_BYTES, Kind, Record, StreamKey, stream_path
+from pistage.wire import Extent, Fit, GapReason, LogFrame, LogGap, Piece
 
 log = logging.getLogger(__name__)
 
@@ -31,54 +33,110 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """The answer to a frame: the stream's durable length, and whether the frame began beyond it.
+    """The answer to a frame: the stream's durable length with its gaps, `missing` bytes of it, and whether the frame
+    began beyond it (`is_gap`), or was not taken because no more is kept but a tail (`is_full`).
 
     `count` is how many records of the run must be safe for all of that length to be.
     """
 
     length: int
+    missing: int = 0
     is_gap: bool = False
+    is_full: bool = False
     count: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A frame, and what it is a part of; `term` is that of the leader that takes it."""
+    """A frame or a gap, and what it is a part of; `term` is that of the leader that takes it."""
 
     run_id: str
-    frame: LogFrame
+    frame: LogFrame | LogGap
     term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Bytes: the most that is kept of a run and of a step, and the least that is left free on the disk."""
+
+    run_bytes_max: int
+    step_bytes_max: int
+    free_bytes_min: int
+
+
+@dataclass(slots=True)
+class _Stream:
+    end: int = 0  # of what was printed
+    kept: int = 0  # bytes in the file
+    tail: int | None = None  # bytes behind the gap that a limit has made
+    last_gap: tuple[Kind, int] | None = None  # kind and end of the newest gap
+
+    def add(self, record: Record) -> None:
+        self.end = record.offset + record.length
+        self.kept += record.kept
+        if record.gap is not None:
+            self.last_gap = (record.kind, self.end)
+            if record.gap is GapReason.LIMIT and record.length:
+                self.tail = 0
+        elif self.tail is not None:
+            self.tail += record.length
+
+    def is_followed_by(self, record: Record) -> bool:
+        return record.offset == self.end and record.place == self.kept
 
 
 @dataclass(slots=True)
 class _Run:
     directory: Path
-    index_fd: int
-    lengths: dict[StreamKey, int]
-    total: int
-    count: int  # records, the unwritten ones with them
-    term: int  # of the last
+    index_fd: int = -1
+    streams: dict[StreamKey, _Stream] = field(default_factory=dict)
+    steps: Counter[tuple[str, str]] = field(default_factory=Counter)  # attempt, step -> bytes kept
+    total: int = 0
+    count: int = 0  # records, the unwritten ones with them
+    term: int = 0  # of the last
     unwritten: list[Record] = field(default_factory=list)
+    block: Block = field(default_factory=Block)  # of the records behind the last whole block
+    new_blocks: list[bytes] = field(default_factory=list)
 
     @property
     def extent(self) -> Extent:
         return Extent(self.directory.name, self.count, self.term)
 
+    @property
+    def weight(self) -> int:
+        """Bytes on the disk, the index among them: a line at a time, that is as much."""
+        return self.total + self.count * RECORD_BYTES
+
+    def stream(self, key: StreamKey) -> _Stream:
+        return self.streams.get(key) or _Stream()
+
     def add(self, record: Record) -> None:
-        self.unwritten.append(record)
-        self.lengths[record.key] = record.offset + record.length
-        self.total += record.length
+        """Count in a record that stands in the index, or will."""
+        if not record.is_barrier:
+            if record.key not in self.streams:
+                self.streams[record.key] = _Stream()
+            self.streams[record.key].add(record)
+            self.steps[record.attempt_id, record.step] += record.kept
+            self.total += record.kept
         self.count += 1
         self.term = record.term
+        self.block.add(record)
+        if self.count % BLOCK_RECORDS == 0:
+            self.new_blocks.append(pack_block(self.block))
+            self.block = Block()
+
+    def write(self, record: Record) -> None:
+        """Count in a record, and remember that it is to be written."""
+        self.unwritten.append(record)
+        self.add(record)
 
 
 class LogWriter:
     """Every method belongs to the thread. PistageError `storage` while the disk is full; other OSErrors are fatal."""
 
-    def __init__(self, directory: Path, *, run_bytes_max: int, free_bytes_min: int) -> None:
+    def __init__(self, directory: Path, bounds: Bounds) -> None:
         self._directory = directory
-        self._run_bytes_max = run_bytes_max
-        self._free_bytes_min = free_bytes_min
+        self._bounds = bounds
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._files: OrderedDict[Path, int] = OrderedDict()
         self.term = promised_term(directory)  # nothing is taken from a leader of a lower one
@@ -101,7 +159,7 @@ class LogWriter:
             self._refuse_lower(term)
             run = self._open(run_id)
             if run.count and run.term < term:
-                run.add(index_of.barrier(run_id, term))
+                run.write(index_of.barrier(run_id, term))
                 touched[run_id] = run
             return run.extent
 
@@ -113,19 +171,32 @@ class LogWriter:
             return _deposed(self.term)
         run = self._open(placed.run_id)
         key = (frame.attempt_id, frame.step, frame.stream)
-        length = run.lengths.get(key, 0)
-        data = memoryview(frame.data)[max(0, length - frame.offset) :]
-        if frame.offset > length or not data:
-            return Appended(length, is_gap=frame.offset > length, count=run.count)
-        if run.total + len(data) > self._run_bytes_max:
-            limit = f"{self._run_bytes_max / limits.MIB:,.0f} MiB"
-            return PistageError(
-                Code.TOO_LARGE, f"the run has printed more than {limit}", hint="print less, or raise run_log_max"
-            )
+        stream = run.stream(key)
+        if frame.offset > stream.end:
+            return Appended(stream.end, _missing(stream), is_gap=True, count=run.count)
+        data, record = _fitted(placed, stream)
+        if record is None:
+            return Appended(stream.end, _missing(stream), count=run.count)
+        if not self._has_room(run, stream, record):
+            return Appended(stream.end, _missing(stream), is_full=True, count=run.count)
         touched[placed.run_id] = run
-        _write_all(self._file(stream_path(run.directory, key)), data)
-        run.add(Record(*key, len(data), length, frame.at, placed.term))
-        return Appended(run.lengths[key], count=run.count)
+        if data:
+            _write_all(self._file(stream_path(run.directory, key)), memoryview(data))
+        run.write(record)
+        stream = run.streams[key]
+        return Appended(stream.end, _missing(stream), count=run.count)
+
+    def _has_room(self, run: _Run, stream: _Stream, record: Record) -> bool:
+        """Whether a record may be taken: within the limits, or the tail behind one; gaps, which are small, for longer.
+
+        Nobody sends many gaps but who means harm.
+        """
+        if record.gap is not None:
+            return run.count * RECORD_BYTES <= 2 * self._bounds.run_bytes_max
+        if stream.tail is not None:
+            return stream.tail + record.length <= limits.LOG_TAIL_BYTES_MAX
+        of_step = run.steps[record.attempt_id, record.step] + record.length
+        return run.weight + record.length <= self._bounds.run_bytes_max and of_step <= self._bounds.step_bytes_max
 
     # --- what another master asks -----------------------------------------------------------------------------
 
@@ -179,24 +250,25 @@ class LogWriter:
             run = self._cut(run, piece.start + same)
         known, fresh = (index_of.unpack(part) for part in _split(piece.records, same))
         touched[piece.run_id] = run
-        self._take(run, fresh, memoryview(piece.data)[sum(record.length for record in known) :])
+        self._take(run, fresh, memoryview(piece.data)[sum(record.kept for record in known) :])
         return Fit(True, piece.start + total)
 
     def _take(self, run: _Run, fresh: list[Record], data: memoryview) -> None:
-        lengths: dict[StreamKey, int] = {}
+        streams: dict[StreamKey, _Stream] = {}
         term = run.term
         for record in fresh:
-            length = lengths.get(record.key, run.lengths.get(record.key, 0))
-            if not record.is_sound or record.offset != length or record.term < term:
+            stream = streams.get(record.key) or streams.setdefault(record.key, replace(run.stream(record.key)))
+            if not record.is_sound or record.term < term or not (record.is_barrier or stream.is_followed_by(record)):
                 raise PistageError(Code.INVALID, f"run {run.directory.name}: a record that follows from none before it")
-            lengths[record.key], term = length + record.length, record.term
-        if sum(record.length for record in fresh) != len(data):
+            stream.add(record)
+            term = record.term
+        if sum(record.kept for record in fresh) != len(data):
             raise PistageError(Code.INVALID, f"run {run.directory.name}: more or less output than its records say")
         for key, _, length in index_of.spans(fresh):
             _write_all(self._file(stream_path(run.directory, key)), data[:length])
             data = data[length:]
         for record in fresh:
-            run.add(record)
+            run.write(record)
 
     def _cut(self, run: _Run, count: int) -> _Run:
         run_id = run.directory.name
@@ -234,17 +306,21 @@ class LogWriter:
 
     def _refuse_unless_space(self) -> None:
         disk = os.statvfs(self._directory)
-        if disk.f_bavail * disk.f_frsize < self._free_bytes_min:
+        if disk.f_bavail * disk.f_frsize < self._bounds.free_bytes_min:
             raise _disk_full()
 
     def _make_durable(self, runs: Iterable[_Run]) -> None:
         for run in runs:
-            for path in {stream_path(run.directory, record.key) for record in run.unwritten if record.length}:
+            for path in {stream_path(run.directory, record.key) for record in run.unwritten if record.kept}:
                 os.fdatasync(self._file(path))
             packed = b"".join(index_of.pack(record) for record in run.unwritten)
             _write_all(run.index_fd, memoryview(packed))
             os.fdatasync(run.index_fd)
             run.unwritten.clear()
+            if run.new_blocks:
+                with (run.directory / "blocks").open("ab") as file:
+                    file.write(b"".join(run.new_blocks))
+                run.new_blocks.clear()
 
     def _open(self, run_id: str) -> _Run:
         if run_id in self._runs:
@@ -256,9 +332,9 @@ class LogWriter:
         if not directory.exists():
             directory.mkdir()
             sync_directory(self._directory)
-        lengths, count, term = _recover(directory)
-        index_fd = os.open(directory / "index", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        run = self._runs[run_id] = _Run(directory, index_fd, lengths, sum(lengths.values()), count, term)
+        run = _recover(directory)
+        run.index_fd = os.open(directory / "index", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._runs[run_id] = run
         return run
 
     def _file(self, path: Path) -> int:
@@ -289,30 +365,58 @@ class LogWriter:
             self.forget(run_id)
 
 
-def _recover(directory: Path) -> tuple[dict[StreamKey, int], int, int]:
-    """Lengths, count and last term by the index, after making the files agree: a crash leaves data without a record."""
+def _recover(directory: Path) -> _Run:
+    """The run by its index, after making the files agree: a crash leaves data without a record."""
     index = directory / "index"
-    lengths: dict[StreamKey, int] = {}
-    count = term = 0
+    run = _Run(directory)
     sizes: dict[StreamKey, int] = {}
     for record in index_of.all_records(index):
-        if not record.is_sound or record.offset != lengths.get(record.key, 0):
+        if not record.is_sound or not (record.is_barrier or run.stream(record.key).is_followed_by(record)):
             break
-        if record.key not in sizes:
-            path = stream_path(directory, record.key)
-            sizes[record.key] = path.stat().st_size if path.exists() else 0
-        if record.offset + record.length > sizes[record.key]:
+        if record.kept and record.key not in sizes:
+            sizes[record.key] = index_of.stored_length(directory, record.key)
+        if record.place + record.kept > sizes.get(record.key, 0) and record.kept:
             break  # only a disk that lied about fdatasync gets here: keep what is whole
-        lengths[record.key] = record.offset + record.length
-        count, term = count + 1, record.term
-    if index.exists() and index.stat().st_size != count * RECORD_BYTES:
-        os.truncate(index, count * RECORD_BYTES)
+        run.add(record)
+    if index.exists() and index.stat().st_size != run.count * RECORD_BYTES:
+        os.truncate(index, run.count * RECORD_BYTES)
     for path in directory.glob("*/*"):
         step, _, stream = path.name.partition(".")
-        length = lengths.get((path.parent.name, step, int(stream)), 0)
-        if path.stat().st_size > length:
-            os.truncate(path, length)
-    return lengths, count, term
+        kept = run.stream((path.parent.name, step, int(stream))).kept
+        if path.stat().st_size > kept:
+            os.truncate(path, kept)
+    _mend_blocks(directory / "blocks", b"".join(run.new_blocks))
+    run.new_blocks.clear()
+    return run
+
+
+def _mend_blocks(path: Path, expected: bytes) -> None:
+    if (path.read_bytes() if path.exists() else b"") != expected:
+        fresh = path.with_name("blocks.new")
+        fresh.write_bytes(expected)
+        fresh.replace(path)
+
+
+def _fitted(placed: Placed, stream: _Stream) -> tuple[bytes, Record | None]:
+    """What of a frame or gap is new to a stream that reaches up to it or beyond, and its record; None for a repeat."""
+    frame, known = placed.frame, stream.end - placed.frame.offset
+    match frame:
+        case LogFrame():
+            data = frame.data[known:] if known else frame.data
+            kind, length, lines, is_repeat = Kind.OUTPUT, len(data), data.count(b"\n"), not data
+        case LogGap():
+            data, lines = b"", 0
+            kind, length = index_of.kind_of(frame.reason), max(0, frame.length - known)
+            is_repeat = not length and (frame.length > 0 or stream.last_gap == (kind, stream.end))
+    if is_repeat:
+        return b"", None
+    return data, Record(
+        frame.attempt_id, frame.step, frame.stream, length, stream.end, frame.at, placed.term, lines, stream.kept, kind
+    )  # fmt: skip
+
+
+def _missing(stream: _Stream) -> int:
+    return stream.end - stream.kept
 
 
 def promised_term(directory: Path) -> int:

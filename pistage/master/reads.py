@@ -127,6 +127,7 @@ def _assignment(row: Row) -> wire.Assign:
         task=task,
         networks=head.networks,
         volumes=head.volumes,
+        masks=task.credentials(),
     )
 
 

@@ -10,26 +10,50 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from pistage.core import ids
 from pistage.errors import Code, PistageError
+from pistage.wire import GapReason
 
-# attempt, step, stream, length, offset, at, term; padded so that record N begins at byte 64 * N.
-_RECORD = struct.Struct("<26sIBxxxIQQQ2x")
+# attempt, step, stream, kind, lines, length, offset, place, at, term: record N begins at byte 64 * N.
+_RECORD = struct.Struct("<16sHBBIQQQQQ")
 RECORD_BYTES: Final = _RECORD.size
 _TERM = struct.Struct("<Q")
-_TERM_AT = RECORD_BYTES - 2 - _TERM.size
+_TERM_AT = RECORD_BYTES - _TERM.size
 _RECORDS_AT_ONCE = 4096
-_BARRIER = 0  # the stream of a record that is no output
 
 StreamKey = tuple[str, str, int]  # attempt, step, stream (1 stdout, 2 stderr)
 
 
+class Kind(IntEnum):
+    """What a record is."""
+
+    OUTPUT = 1
+    BARRIER = 2  # no output: the mark with which a leader begins its term in the run
+    GAP_LIMIT = 3  # no output, for it is not there: GapReason says why
+    GAP_ENGINE = 4
+    GAP_LOST = 5
+
+
+_GAPS: Final = {
+    Kind.GAP_LIMIT: GapReason.LIMIT,
+    Kind.GAP_ENGINE: GapReason.ENGINE,
+    Kind.GAP_LOST: GapReason.LOST,
+}
+_KIND_OF_GAP: Final = {reason: kind for kind, reason in _GAPS.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where a frame's bytes stand; `at` is milliseconds UTC, `term` that of the leader that took it."""
+    """A frame: `length` bytes of a stream from the one on that was printed as byte `offset`, kept as byte `place`.
+
+    The two differ behind a gap, which is a record whose `length` bytes are not kept. `lines` is how many newlines the
+    frame holds, `at` milliseconds UTC, `term` that of the leader that took it.
+    """
 
     attempt_id: str
     step: str
@@ -38,6 +62,9 @@ class Record:
     offset: int
     at: int
     term: int = 0
+    lines: int = 0
+    place: int = 0
+    kind: Kind = Kind.OUTPUT
 
     @property
     def key(self) -> StreamKey:
@@ -45,13 +72,25 @@ class Record:
 
     @property
     def is_barrier(self) -> bool:
-        """Whether it is no output, only the mark with which a leader begins its term in the run."""
-        return self.stream == _BARRIER
+        """Whether it is no part of any stream, only the mark with which a leader begins its term in the run."""
+        return self.kind is Kind.BARRIER
+
+    @property
+    def gap(self) -> GapReason | None:
+        """Why its bytes are not there; None where they are."""
+        return _GAPS.get(self.kind)
+
+    @property
+    def kept(self) -> int:
+        """How many of its bytes there are."""
+        return self.length if self.kind is Kind.OUTPUT else 0
 
     @property
     def is_sound(self) -> bool:
         """Whether a master wrote it: a block that power loss left as zeros is no record, and names no file."""
-        return ids.is_id(self.attempt_id) and (self.stream in {1, 2} or (self.is_barrier and not self.length))
+        if not ids.is_id(self.attempt_id) or self.lines > self.kept:
+            return False
+        return not self.length if self.is_barrier else self.stream in {1, 2} and self.step != "0"
 
 
 def barrier(run_id: str, term: int) -> Record:
@@ -60,24 +99,46 @@ def barrier(run_id: str, term: int) -> Record:
     §5.4.2: what an earlier leader appended is safe only below a record of the leader's own term. Without one, a copy
     that holds a later term, but less, could win over output that was acknowledged meanwhile.
     """
-    return Record(run_id, "0", _BARRIER, 0, 0, 0, term)
+    return Record(run_id, "0", 0, 0, 0, 0, term, kind=Kind.BARRIER)
+
+
+def kind_of(reason: GapReason) -> Kind:
+    """The kind of the record of a gap."""
+    return _KIND_OF_GAP[reason]
 
 
 def pack(record: Record) -> bytes:
     """A record as it stands in the index."""
     return _RECORD.pack(
-        record.attempt_id.encode(), int(record.step), record.stream, record.length, record.offset, record.at,
-        record.term,
+        _bytes_of(record.attempt_id), int(record.step), record.stream, record.kind, record.lines, record.length,
+        record.offset, record.place, record.at, record.term,
     )  # fmt: skip
 
 
 def unpack(raw: bytes) -> list[Record]:
-    """The whole records in `raw`."""
+    """The whole records in `raw`; what is none of ours has a kind that is not sound."""
     whole = len(raw) - len(raw) % RECORD_BYTES
     return [
-        Record(attempt.decode("latin-1"), str(step), stream, length, offset, at, term)
-        for attempt, step, stream, length, offset, at, term in _RECORD.iter_unpack(raw[:whole])
+        Record(_id_of(attempt), str(step), stream, length, offset, at, term, lines, place, _kind(kind))
+        for attempt, step, stream, kind, lines, length, offset, place, at, term in _RECORD.iter_unpack(raw[:whole])
     ]
+
+
+@lru_cache(maxsize=1024)
+def _bytes_of(attempt_id: str) -> bytes:
+    return ids.to_bytes(attempt_id)
+
+
+@lru_cache(maxsize=1024)
+def _id_of(raw: bytes) -> str:
+    return ids.from_bytes(raw) if any(raw) else ""
+
+
+_KINDS: Final = {int(kind): kind for kind in Kind}
+
+
+def _kind(number: int) -> Kind:
+    return _KINDS.get(number, Kind.BARRIER)  # one of a length, as no mark is: not sound
 
 
 def read_raw(index: Path, start: int, count: int) -> bytes:
@@ -143,28 +204,38 @@ def stream_path(directory: Path, key: StreamKey) -> Path:
     return directory / attempt_id / f"{step}.{stream}"
 
 
-def read_bytes(path: Path, offset: int, length: int) -> bytes:
-    """Bytes of a stream; fewer than `length` at its end."""
+def read_bytes(directory: Path, key: StreamKey, place: int, length: int) -> bytes:
+    """Bytes of a stream of the run in `directory`, from the kept byte `place` on; fewer than `length` at its end."""
     try:
-        with path.open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), length, offset)
+        with stream_path(directory, key).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, place)
     except FileNotFoundError:
         return b""
 
 
+def stored_length(directory: Path, key: StreamKey) -> int:
+    """How many bytes of a stream there are."""
+    try:
+        return stream_path(directory, key).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def spans(records: list[Record]) -> Iterator[tuple[StreamKey, int, int]]:
-    """Stream, offset and length of each stretch that neighbours continue: one read or write does for all of it."""
+    """Stream, place and length of each stretch that neighbours continue: one read or write does for all of it."""
     key: StreamKey | None = None
-    offset = length = 0
+    place = length = 0
     for record in records:
-        if record.key == key and record.offset == offset + length:
-            length += record.length
+        if not record.kept:
             continue
-        if key is not None and length:
-            yield key, offset, length
-        key, offset, length = record.key, record.offset, record.length
-    if key is not None and length:
-        yield key, offset, length
+        if record.key == key and record.place == place + length:
+            length += record.kept
+            continue
+        if key is not None:
+            yield key, place, length
+        key, place, length = record.key, record.place, record.kept
+    if key is not None:
+        yield key, place, length
 
 
 def read_piece(directory: Path, start: int, end: int, bytes_max: int) -> tuple[bytes, bytes, bytes]:
@@ -178,11 +249,11 @@ def read_piece(directory: Path, start: int, end: int, bytes_max: int) -> tuple[b
     taken: list[Record] = []
     size = 0
     for record in unpack(raw):
-        size += record.length
+        size += record.kept
         if taken and size > bytes_max:
             break
         taken.append(record)
-    data = b"".join(read_bytes(stream_path(directory, key), offset, length) for key, offset, length in spans(taken))
-    if len(data) != sum(record.length for record in taken):
+    data = b"".join(read_bytes(directory, key, place, length) for key, place, length in spans(taken))
+    if len(data) != sum(record.kept for record in taken):
         raise PistageError(Code.STORAGE, f"run {directory.name}: its files hold less output than its index says")
     return before, raw[: len(taken) * RECORD_BYTES], data

@@ -21,6 +21,7 @@ from pistage.master.dispatch import Dispatch
 from pistage.master.driver import Pace
 from pistage.master.listening import listening
 from pistage.master.logs import LogStore
+from pistage.master.logwriter import Bounds
 from pistage.master.losses import Losses
 from pistage.master.members import Members
 from pistage.master.owning import running
@@ -112,9 +113,12 @@ class Master:
 
     def _context(self, stack: AsyncExitStack, replica: Replica, peers: Peers) -> Context:
         settings = self._settings
-        logs = LogStore(
-            settings.data_dir / "logs", run_bytes_max=settings.run_log_max, free_bytes_min=settings.disk_free_min
+        bounds = Bounds(
+            run_bytes_max=settings.run_log_max,
+            step_bytes_max=settings.step_log_max,
+            free_bytes_min=settings.disk_free_min,
         )
+        logs = LogStore(settings.data_dir / "logs", bounds)
         stack.callback(logs.close)
         copies = Copies(replica, logs, HttpCourier(peers, replica.identity.group_id), replicas=settings.log_replicas)
         sessions = Sessions(replica, copies, heartbeat_s=settings.heartbeat, lease_s=settings.lease)

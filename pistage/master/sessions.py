@@ -197,6 +197,7 @@ class Sessions:
         )
         welcome = wire.Welcome(
             cluster_id=cluster_id, epoch=session.epoch, heartbeat_s=self._heartbeat_s, lease_s=self._lease_s,
+            codecs=wire.available_codecs(),
             verdicts=verdicts, live_runs=tuple(live_runs),
         )  # fmt: skip
         await socket.send_bytes(wire.pack_message(welcome))
@@ -262,7 +263,7 @@ class _Link:
             if frame.type is not WSMsgType.BINARY:
                 break
             match wire.unpack_message(frame.data):
-                case wire.LogFrame() as output:
+                case wire.LogFrame() | wire.LogGap() as output:
                     await self._append(output)
                 case wire.Report() as report:
                     await self._reports.put(report)
@@ -294,7 +295,7 @@ class _Link:
                 if isinstance(event, Finished):
                     self._session.run_of.pop(event.attempt_id, None)
 
-    async def _append(self, frame: wire.LogFrame) -> None:
+    async def _append(self, frame: wire.LogFrame | wire.LogGap) -> None:
         key = (frame.attempt_id, frame.step, frame.stream)
         run_id = await self._run_of(frame.attempt_id)
         if run_id is None:
@@ -313,13 +314,14 @@ class _Link:
             try:
                 appended = await safe
             except PistageError as error:
-                self._refuse((attempt_id, step, stream), str(error), is_final=error.code is Code.TOO_LARGE)
+                self._refuse((attempt_id, step, stream), str(error), is_final=False)
                 continue
             self._send(
                 wire.LogAck(
-                    attempt_id=attempt_id, step=step, stream=stream, length=appended.length, is_gap=appended.is_gap
+                    attempt_id=attempt_id, step=step, stream=stream, length=appended.length, missing=appended.missing,
+                    is_gap=appended.is_gap, is_full=appended.is_full,
                 )
-            )
+            )  # fmt: skip
 
     def _refuse(self, key: StreamKey, reason: str, *, is_final: bool) -> None:
         attempt_id, step, stream = key

@@ -22,7 +22,19 @@ from pistage.errors import Code, PistageError
 from pistage.master.feeds import COPY_BYTES, Courier, Feed, Held, LedRun, Place, Waiting, deadline_in
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended
-from pistage.wire import CopyAnswer, CopyQuestion, Extent, Extents, Fetch, Fetched, Inventory, LogFrame, Piece, Survey
+from pistage.wire import (
+    CopyAnswer,
+    CopyQuestion,
+    Extent,
+    Extents,
+    Fetch,
+    Fetched,
+    Inventory,
+    LogFrame,
+    LogGap,
+    Piece,
+    Survey,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +85,7 @@ class Tenure:
 
     # --- what is asked of it -------------------------------------------------------------------------------------
 
-    async def append(self, run_id: str, frame: LogFrame) -> asyncio.Future[Appended]:
+    async def append(self, run_id: str, frame: LogFrame | LogGap) -> asyncio.Future[Appended]:
         """Take a frame; the future is done once it is safe, or cannot be made so for now."""
         run = self._run(run_id)
         answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
@@ -133,7 +145,7 @@ class Tenure:
     def _others(self) -> list[str]:
         return [node_id for node_id in self._group.membership.members if node_id != self._group.node_id]
 
-    async def _store(self, run: LedRun, frame: LogFrame, answer: asyncio.Future[Appended]) -> None:
+    async def _store(self, run: LedRun, frame: LogFrame | LogGap, answer: asyncio.Future[Appended]) -> None:
         run.in_store += 1
         try:
             local = await self._logs.append(run.run_id, frame, term=self.term)

@@ -1,5 +1,7 @@
 """Every value that crosses a process, as msgpack: between agents and masters, between masters, and in the log."""
 
+from pistage.wire.codecs import Codec
+from pistage.wire.codecs import available as available_codecs
 from pistage.wire.copies import (
     Copied,
     Copy,
@@ -32,6 +34,7 @@ from pistage.wire.session import (
     Assign,
     Cancel,
     Evict,
+    GapReason,
     Goodbye,
     Heartbeat,
     HeartbeatAck,
@@ -40,6 +43,7 @@ from pistage.wire.session import (
     Leaving,
     LogAck,
     LogFrame,
+    LogGap,
     LogRefused,
     Release,
     Report,
@@ -57,6 +61,7 @@ __all__ = [
     "PROTOCOL",
     "Assign",
     "Cancel",
+    "Codec",
     "Copied",
     "Copy",
     "CopyAnswer",
@@ -67,6 +72,7 @@ __all__ = [
     "Fetch",
     "Fetched",
     "Fit",
+    "GapReason",
     "Goodbye",
     "Heartbeat",
     "HeartbeatAck",
@@ -76,6 +82,7 @@ __all__ = [
     "Leaving",
     "LogAck",
     "LogFrame",
+    "LogGap",
     "LogRefused",
     "PeerHello",
     "Piece",
@@ -87,6 +94,7 @@ __all__ = [
     "ToMaster",
     "Verdict",
     "Welcome",
+    "available_codecs",
     "new_id",
     "now_ms",
     "pack_command",

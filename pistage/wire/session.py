@@ -1,7 +1,7 @@
 """What an agent and its master say to each other.
 
 A message is a frozen dataclass with a `kind`. On the session's socket each WebSocket message is one msgpack list:
-`[kind, fields]`, but a `LogFrame` is `["log", attempt, step, stream, offset, at, data]`, so that its bytes are
+`[kind, fields]`, but a `LogFrame` is `["log", attempt, step, stream, offset, at, codec, data]`, so that its bytes are
 copied once. `PROTOCOL` is raised when a meaning changes; both ends refuse what they do not speak.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
@@ -18,9 +19,10 @@ from pistage.core.commands import AttemptEvent
 from pistage.core.model import INSTANT_MAX, AgentInfo
 from pistage.core.plan import Network, Task, Volume
 from pistage.errors import Code, PistageError
+from pistage.wire.codecs import Codec, compress, decompress
 from pistage.wire.packing import pack_value, unpack_value
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 
 
 # --- agent -> master -------------------------------------------------------------------------------------
@@ -74,7 +76,8 @@ class Report:
 class LogFrame:
     """Bytes of one stream (1 stdout, 2 stderr) of one step, starting at byte `offset` of that stream.
 
-    `at` is when the agent read them, milliseconds UTC. At most `limits.FRAME_BYTES_MAX` bytes.
+    `at` is when the agent read them, milliseconds UTC. At most `limits.FRAME_BYTES_MAX` bytes; on the way they may be
+    compressed, by a codec of the Welcome.
     """
 
     attempt_id: str
@@ -83,6 +86,36 @@ class LogFrame:
     offset: int
     at: int
     data: bytes
+
+
+class GapReason(StrEnum):
+    """Why output is not there."""
+
+    LIMIT = "limit"  # more was printed than is kept
+    ENGINE = "engine"  # the engine was away while the command ran
+    LOST = "lost"  # the masters that had it are gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogGap:
+    """`length` bytes of a stream from byte `offset` on will not come; 0 where the agent cannot tell how many.
+
+    It takes its place in the stream as a frame does: what follows begins at `offset + length`.
+    """
+
+    kind: Literal["log_gap"] = "log_gap"
+    attempt_id: str
+    step: str
+    stream: int
+    offset: int
+    length: int
+    at: int
+    reason: GapReason
+
+    @property
+    def data(self) -> bytes:
+        """What it carries, as a frame does."""
+        return b""
 
 
 # --- master -> agent -------------------------------------------------------------------------------------
@@ -107,6 +140,7 @@ class Welcome:
     epoch: int
     heartbeat_s: float
     lease_s: float
+    codecs: tuple[int, ...] = (0,)  # that a LogFrame's bytes may have, see `wire.codecs`
     verdicts: tuple[Verdict, ...] = ()
     live_runs: tuple[str, ...] = ()
 
@@ -134,6 +168,7 @@ class Assign:
     task: Task
     networks: tuple[Network, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    masks: tuple[str, ...] = ()  # what must not be seen in the output, in any of its usual spellings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +200,10 @@ class Reported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogAck:
-    """The master holds this stream durably up to `length` bytes.
+    """The master holds this stream durably up to byte `length`, but for the `missing` bytes of its gaps.
 
-    `is_gap` says the last frame began beyond what the master has: send again from `length`.
+    `is_gap` says the last frame began beyond what the master has: send again from `length`. `is_full` says that more is
+    not kept but its end: a LogGap of reason `limit`, and at most `limits.LOG_TAIL_BYTES_MAX` behind it.
     """
 
     kind: Literal["log_ack"] = "log_ack"
@@ -175,14 +211,16 @@ class LogAck:
     step: str
     stream: int
     length: int
+    missing: int = 0
     is_gap: bool = False
+    is_full: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRefused:
     """The master cannot keep this stream now (its disk is full, say); the agent waits and tries again.
 
-    With `is_final` it never will (the run printed more than it may): the agent ends the step with this reason.
+    With `is_final` it never will (the attempt is not the agent's): the agent ends the step with this reason.
     """
 
     kind: Literal["log_refused"] = "log_refused"
@@ -210,7 +248,7 @@ class Goodbye:
     leader: str = ""  # the URL of the master to go on with
 
 
-ToMaster = Hello | Heartbeat | Leaving | Report | LogFrame | Goodbye
+ToMaster = Hello | Heartbeat | Leaving | Report | LogFrame | LogGap | Goodbye
 ToAgent = Welcome | HeartbeatAck | Assign | Cancel | Evict | Reported | LogAck | LogRefused | Release | Goodbye
 
 _MESSAGES: Mapping[str, type[Any]] = {
@@ -218,6 +256,7 @@ _MESSAGES: Mapping[str, type[Any]] = {
     "heartbeat": Heartbeat,
     "leaving": Leaving,
     "report": Report,
+    "log_gap": LogGap,
     "welcome": Welcome,
     "heartbeat_ack": HeartbeatAck,
     "assign": Assign,
@@ -231,31 +270,34 @@ _MESSAGES: Mapping[str, type[Any]] = {
 }
 
 
-def pack_message(message: ToMaster | ToAgent) -> bytes:
-    """One WebSocket message."""
+def pack_message(message: ToMaster | ToAgent, log_codec: Codec = Codec.RAW) -> bytes:
+    """One WebSocket message; `log_codec` is for the bytes of a LogFrame."""
     if isinstance(message, LogFrame):
-        header = ("log", message.attempt_id, message.step, message.stream, message.offset, message.at)
-        return pack_value([*header, message.data])
+        header = ("log", message.attempt_id, message.step, message.stream, message.offset, message.at, int(log_codec))
+        return pack_value([*header, compress(log_codec, message.data)])
     return pack_value([message.kind, codec.to_plain(type(message), message)])
 
 
 def unpack_message(raw: bytes) -> ToMaster | ToAgent:
     """The message in `raw`; PistageError `invalid` if it is none of ours."""
     match unpack_value(raw):
-        case ["log", str(attempt), str(step), 1 | 2 as stream, int(offset), int(at), bytes(data)]:
+        case ["log", str(attempt), str(step), 1 | 2 as stream, int(offset), int(at), int(packed_by), bytes(packed)]:
+            data = decompress(packed_by, packed, limits.FRAME_BYTES_MAX)
             return _checked(LogFrame(attempt_id=attempt, step=step, stream=stream, offset=offset, at=at, data=data))
         case [str(kind), dict(fields)] if kind in _MESSAGES:
             message: ToMaster | ToAgent = codec.from_plain(_MESSAGES[kind], fields)
-            return message
+            return _checked(message) if isinstance(message, LogGap) else message
         case _:
             raise PistageError(Code.INVALID, "not a message of the session protocol")
 
 
-def _checked(frame: LogFrame) -> LogFrame:
+def _checked(message: LogFrame | LogGap) -> LogFrame | LogGap:
     # What the index of the output and the readers' dates can hold; our agents send nothing else.
-    is_step = frame.step.isascii() and frame.step.isdigit() and len(frame.step) < 10 and frame.step[0] != "0"
-    if not (is_step and 0 <= frame.offset < 1 << 53 and 0 <= frame.at <= INSTANT_MAX):
-        raise PistageError(Code.INVALID, "not a frame of output: its step, offset or time is out of range")
-    if len(frame.data) > limits.FRAME_BYTES_MAX:
-        raise PistageError(Code.INVALID, f"a frame of output holds at most {limits.FRAME_BYTES_MAX} bytes")
-    return frame
+    step = message.step
+    is_step = step.isascii() and step.isdigit() and step[0] != "0" and int(step) <= limits.PLAN_STEPS_MAX
+    is_placed = 0 <= message.offset < 1 << 53 and 0 <= message.at <= INSTANT_MAX and message.stream in {1, 2}
+    if isinstance(message, LogGap):
+        is_placed = is_placed and 0 <= message.length < 1 << 53
+    if not (is_step and is_placed):
+        raise PistageError(Code.INVALID, "not a frame of output: its step, stream, offset or time is out of range")
+    return message

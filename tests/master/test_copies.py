@@ -12,11 +12,12 @@ import pytest
 
 from pistage import raft, wire
 from pistage.errors import Code, PistageError
-from pistage.master import records, repair
+from pistage.master import repair
 from pistage.master.copies import Copies
 from pistage.master.logs import LogStore
+from pistage.master.logwriter import Bounds
 from pistage.master.owning import running
-from pistage.master.records import RECORD_BYTES, Record
+from pistage.master.records import RECORD_BYTES
 from pistage.master.store import DurableLog
 from pistage.wire import CopyAnswer, CopyQuestion
 from tests.master.fakes import a_replica
@@ -51,7 +52,7 @@ class One:
         self.term = 0
         self.is_leading = False
         self.membership = raft.Config(voters=group.names)
-        self.logs = LogStore(directory, run_bytes_max=1 << 30, free_bytes_min=0)
+        self.logs = LogStore(directory, Bounds(1 << 30, 1 << 30, 0))
         self.copies = Copies(self, self.logs, self, replicas=replicas)
         self._changed = asyncio.Event()
 
@@ -315,11 +316,11 @@ async def test_two_tails_that_were_never_acknowledged_end_as_one(tmp_path: Path)
 
 
 async def test_a_promise_to_a_later_term_survives_a_restart(tmp_path: Path) -> None:
-    store = LogStore(tmp_path, run_bytes_max=1 << 30, free_bytes_min=0)
+    store = LogStore(tmp_path, Bounds(1 << 30, 1 << 30, 0))
     async with running(store.serve()):
         await store.promise(7)
     store.close()
-    store = LogStore(tmp_path, run_bytes_max=1 << 30, free_bytes_min=0)
+    store = LogStore(tmp_path, Bounds(1 << 30, 1 << 30, 0))
     async with running(store.serve()):
         for refused in (store.promise(6), store.extend(6, ()), store.survey(6, (RUN,)), store.mark(RUN, 6)):
             with pytest.raises(PistageError, match="term 7"):
@@ -491,11 +492,6 @@ class _Agent:
                 self.acked = max(self.acked, (await answer).length)
         except PistageError:
             self.is_known = False
-
-
-def test_a_record_of_an_index_without_terms_is_read_as_one_of_term_0() -> None:
-    old = Record(ATTEMPT, "1", 1, 5, 0, 7)
-    assert records.unpack(records.pack(old)[:54] + bytes(10)) == [old]
 
 
 async def test_a_group_that_begins_again_is_beyond_every_term_that_its_output_knows(tmp_path: Path) -> None:

@@ -11,17 +11,23 @@ from pathlib import Path
 import pytest
 
 from pistage import wire
+from pistage.core import limits
 from pistage.errors import Code, PistageError
+from pistage.master import blocks
+from pistage.master.blocks import block_of
 from pistage.master.logs import LogStore
-from pistage.master.logwriter import Appended
-from pistage.master.records import RECORD_BYTES
+from pistage.master.logwriter import Appended, Bounds
+from pistage.master.records import RECORD_BYTES, Record
+from pistage.wire import GapReason
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 
 
 @asynccontextmanager
-async def a_store(directory: Path, *, run_bytes_max: int = 1 << 30, free_bytes_min: int = 0) -> AsyncIterator[LogStore]:
-    store = LogStore(directory, run_bytes_max=run_bytes_max, free_bytes_min=free_bytes_min)
+async def a_store(
+    directory: Path, *, run_bytes_max: int = 1 << 30, step_bytes_max: int = 1 << 30, free_bytes_min: int = 0
+) -> AsyncIterator[LogStore]:
+    store = LogStore(directory, Bounds(run_bytes_max, step_bytes_max, free_bytes_min))
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(store.serve())
         try:
@@ -35,7 +41,11 @@ def a_frame(data: bytes, offset: int = 0, *, stream: int = 1, step: str = "1", a
     return wire.LogFrame(attempt_id=attempt, step=step, stream=stream, offset=offset, at=7, data=data)
 
 
-async def put(store: LogStore, frame: wire.LogFrame) -> Appended:
+def a_gap(offset: int, length: int, reason: GapReason = GapReason.LIMIT) -> wire.LogGap:
+    return wire.LogGap(attempt_id=ATTEMPT, step="1", stream=1, offset=offset, length=length, at=7, reason=reason)
+
+
+async def put(store: LogStore, frame: wire.LogFrame | wire.LogGap) -> Appended:
     return await (await store.append(RUN, frame, term=0))
 
 
@@ -119,12 +129,82 @@ async def test_less_free_space_than_the_reserve_refuses(tmp_path: Path) -> None:
             await put(store, a_frame(b"x"))
 
 
-async def test_a_run_that_prints_too_much_is_told(tmp_path: Path) -> None:
-    async with a_store(tmp_path, run_bytes_max=8) as store:
-        await put(store, a_frame(b"12345678"))
-        with pytest.raises(PistageError) as caught:
-            await put(store, a_frame(b"9", 8))
-        assert caught.value.code is Code.TOO_LARGE
+@pytest.mark.parametrize("bound", ["run_bytes_max", "step_bytes_max"])
+async def test_a_full_stream_takes_a_gap_and_then_a_tail_also_after_a_restart(tmp_path: Path, bound: str) -> None:
+    async with a_store(tmp_path, **{bound: 1_000}) as store:
+        await put(store, a_frame(b"x" * 800))
+        assert await put(store, a_frame(b"y" * 300, 800)) == Appended(800, is_full=True)
+        assert await put(store, a_gap(800, 0)) == Appended(800)  # said when it is reached: nothing is open by that
+        assert await put(store, a_frame(b"y" * 300, 800)) == Appended(800, is_full=True)
+        assert await put(store, a_gap(800, 9_000)) == Appended(9_800, missing=9_000)
+        assert await put(store, a_frame(b"tail", 9_800)) == Appended(9_804, missing=9_000)
+    async with a_store(tmp_path, **{bound: 1_000}) as store:
+        assert await put(store, a_frame(b"s", 9_804)) == Appended(9_805, missing=9_000)
+        assert await store.read(RUN, (ATTEMPT, "1", 1), 799, 99) == b"xtails"
+        records = await store.records(RUN, 0, 99)
+        assert [(one.offset, one.place, one.length, one.gap) for one in records] == [
+            (0, 0, 800, None), (800, 800, 0, GapReason.LIMIT), (800, 800, 9_000, GapReason.LIMIT),
+            (9_800, 800, 4, None), (9_804, 804, 1, None),
+        ]  # fmt: skip
+
+
+async def test_a_tail_is_no_way_around_the_limit(tmp_path: Path) -> None:
+    async with a_store(tmp_path, step_bytes_max=10) as store:
+        await put(store, a_gap(0, 5))
+        size = limits.LOG_TAIL_BYTES_MAX // 4
+        for at in range(5, 5 + 4 * size, size):
+            assert not (await put(store, a_frame(b"x" * size, at))).is_full
+        assert (await put(store, a_frame(b"x", 5 + 4 * size))).is_full
+
+
+async def test_the_index_counts_toward_the_limit_of_a_run(tmp_path: Path) -> None:
+    async with a_store(tmp_path, run_bytes_max=640) as store:
+        answers = [await put(store, a_frame(b"x", min(at, 10))) for at in range(12)]
+        assert [answer.is_full for answer in answers] == [at >= 10 for at in range(12)]
+
+
+async def test_a_gap_that_is_sent_again_is_recorded_once(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        await put(store, a_frame(b"hello"))
+        for _ in range(2):
+            assert await put(store, a_gap(5, 0, GapReason.ENGINE)) == Appended(5)
+        for _ in range(2):
+            assert await put(store, a_gap(5, 7, GapReason.LOST)) == Appended(12, missing=7)
+        assert await put(store, a_gap(10, 4, GapReason.LOST)) == Appended(14, missing=9)
+        assert (await put(store, a_gap(15, 1, GapReason.LOST))).is_gap
+        assert [one.length for one in await store.records(RUN, 0, 99)] == [5, 0, 7, 2]
+        assert await put(store, a_frame(b"gone and there", 2)) == Appended(16, missing=9)
+        assert await store.read(RUN, (ATTEMPT, "1", 1), 0, 99) == b"hellore"
+
+
+async def test_blocks_say_what_the_records_hold_whatever_became_of_their_file(tmp_path: Path) -> None:
+    path = tmp_path / RUN / "blocks"
+    chance = random.Random(4)
+    async with a_store(tmp_path) as store:
+        offsets = dict.fromkeys([(stream, step) for stream in (1, 2) for step in ("1", "2")], 0)
+        for _ in range(2_500):
+            stream, step = chance.choice(list(offsets))
+            data = chance.choice([b"x", b"x\n", b"\n\ny", b"yy"])
+            await store.append(RUN, a_frame(data, offsets[stream, step], stream=stream, step=step), term=0)
+            offsets[stream, step] += len(data)
+        records = await written(store, 2_500)
+        expected = [block_of(records[:1_024]), block_of(records[1_024:2_048])]
+        assert await store.blocks(RUN) == expected
+        whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:50] + b"x" + whole[51:], whole + b"more"):
+        path.write_bytes(damaged)
+        known = blocks.read(path)
+        assert known == expected[: len(known)]
+        async with a_store(tmp_path) as store:
+            await put(store, a_frame(b"", step="3"))
+            assert await store.blocks(RUN) == expected
+
+
+async def written(store: LogStore, count: int) -> list[Record]:
+    """The records, once there are so many."""
+    while len(records := await store.records(RUN, 0, count)) < count:
+        await put(store, a_frame(b"", step="3"))
+    return records
 
 
 @pytest.mark.parametrize("step", ["../1", "", "1/2", "٣"])

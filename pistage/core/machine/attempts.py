@@ -84,14 +84,17 @@ def _finish_step(turn: Turn, event: c.StepFinished, run_id: str, task: str) -> N
     out = event.stdout or StreamEnd(length=0, sha256="")
     err = event.stderr or StreamEnd(length=0, sha256="")
     ended = (result.state, result.failure, result.exit_code, result.reason, event.at)
-    streams = (out.length, out.sha256, err.length, err.sha256)
+    streams = (out.length, out.sha256, out.missing, err.length, err.sha256, err.missing)
     changed = turn.db.execute(
         "INSERT INTO step (attempt_id, id, state, failure, exit_code, reason, finished_at, container,"
-        " stdout_bytes, stdout_sha256, stderr_bytes, stderr_sha256) VALUES (?, ?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?)"
+        " stdout_bytes, stdout_sha256, stdout_missing, stderr_bytes, stderr_sha256, stderr_missing)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (attempt_id, id) DO UPDATE SET state = excluded.state, failure = excluded.failure,"
         " exit_code = excluded.exit_code, reason = excluded.reason, finished_at = excluded.finished_at,"
         " stdout_bytes = excluded.stdout_bytes, stdout_sha256 = excluded.stdout_sha256,"
-        " stderr_bytes = excluded.stderr_bytes, stderr_sha256 = excluded.stderr_sha256 WHERE step.state = 'running'",
+        " stdout_missing = excluded.stdout_missing, stderr_bytes = excluded.stderr_bytes,"
+        " stderr_sha256 = excluded.stderr_sha256, stderr_missing = excluded.stderr_missing"
+        " WHERE step.state = 'running'",
         (event.attempt_id, event.step, *ended, *streams),
     )
     if changed.rowcount:

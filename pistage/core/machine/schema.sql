@@ -133,8 +133,10 @@ CREATE TABLE IF NOT EXISTS step (
   finished_at INTEGER,
   stdout_bytes INTEGER,
   stdout_sha256 TEXT,
+  stdout_missing INTEGER, -- of those bytes, how many are not kept
   stderr_bytes INTEGER,
   stderr_sha256 TEXT,
+  stderr_missing INTEGER,
   PRIMARY KEY (attempt_id, id)
 ) WITHOUT ROWID;
 

@@ -47,7 +47,7 @@ class _Selection:
     attempts: dict[str, tuple[str, int]] = field(default_factory=dict)  # id -> task, number
 
     def takes(self, record: Record, source: str) -> bool:
-        if record.is_barrier:
+        if record.is_barrier or record.gap is not None:
             return False
         if source != self.run_id and record.attempt_id not in self.attempts:
             return False  # of a task that was not kept from there
@@ -116,7 +116,7 @@ class OutputRoutes:
                 offset -= record.length
                 continue
             wanted = min(record.length - offset, limit)
-            data = await self._context.logs.read(source, record.key, record.offset + offset, wanted)
+            data = await self._context.logs.read(source, record.key, record.place + offset, wanted)
             await response.write(data)
             offset = 0
             limit -= wanted
@@ -173,7 +173,7 @@ class OutputRoutes:
         return _OFFSET_MAX if selection.is_stale else await self._context.copies.readable(source)
 
     async def _piece(self, selection: _Selection, number: int, source: str, record: Record) -> dict[str, Any]:
-        data = await self._context.logs.read(source, record.key, record.offset, record.length)
+        data = await self._context.logs.read(source, record.key, record.place, record.length)
         task, attempt = selection.attempts.get(record.attempt_id, ("", 0))
         return {
             "number": number,

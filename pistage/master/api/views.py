@@ -182,7 +182,8 @@ WHERE task.run_id = ? ORDER BY task.position, attempt.number
 """
 _STEPS = f"""
 SELECT step.attempt_id, step.id, step.state, step.failure, step.exit_code, step.reason, step.container,
-  step.started_at, step.finished_at, step.stdout_bytes, step.stdout_sha256, step.stderr_bytes, step.stderr_sha256
+  step.started_at, step.finished_at, step.stdout_bytes, step.stdout_sha256, step.stdout_missing,
+  step.stderr_bytes, step.stderr_sha256, step.stderr_missing
 FROM {_THEIR_ATTEMPTS} JOIN step ON step.attempt_id = attempt.id WHERE task.run_id = ?
 """
 
@@ -251,7 +252,8 @@ def _step(row: Row | None, attempt_state: str) -> dict[str, Any]:
         state = State.SKIPPED if State(attempt_state).is_terminal else State.PENDING
         return {
             "state": state, "failure": None, "exit_code": None, "reason": "", "container": "", "started_at": None,
-            "finished_at": None, "stdout_bytes": 0, "stderr_bytes": 0, "stdout_sha256": None, "stderr_sha256": None,
+            "finished_at": None, "stdout_bytes": 0, "stderr_bytes": 0, "stdout_missing": 0, "stderr_missing": 0,
+            "stdout_sha256": None, "stderr_sha256": None,
         }  # fmt: skip
     return {
         "state": row["state"],
@@ -263,6 +265,8 @@ def _step(row: Row | None, attempt_state: str) -> dict[str, Any]:
         "finished_at": at(row["finished_at"]),
         "stdout_bytes": row["stdout_bytes"],
         "stderr_bytes": row["stderr_bytes"],
+        "stdout_missing": row["stdout_missing"],
+        "stderr_missing": row["stderr_missing"],
         "stdout_sha256": row["stdout_sha256"],
         "stderr_sha256": row["stderr_sha256"],
     }

@@ -1,0 +1,89 @@
+"""Blocks: what each 1,024 records of a run's index amount to, so that a place in its output is found by sums.
+
+They follow from the index alone. The file is a help, never the truth: what of it is missing or damaged is read from
+the index instead.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pistage.core import ids
+from pistage.master.records import Record, StreamKey
+
+BLOCK_RECORDS: Final = 1024
+_HEAD = struct.Struct("<IIQQ")  # check sum of what follows, streams, at_min, at_max
+_STREAM = struct.Struct("<16sHBxIQ")  # attempt, step, stream, lines, bytes
+
+
+@dataclass(slots=True)
+class Amount:
+    """Bytes that are kept, and newlines in them."""
+
+    size: int = 0
+    lines: int = 0
+
+
+@dataclass(slots=True)
+class Block:
+    """What neighbouring records hold of each stream, and between which times (milliseconds UTC) they were printed."""
+
+    at_min: int = 1 << 63
+    at_max: int = 0
+    streams: dict[StreamKey, Amount] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Count a record in."""
+        if record.is_barrier:
+            return
+        self.at_min, self.at_max = min(self.at_min, record.at), max(self.at_max, record.at)
+        amount = self.streams.get(record.key)
+        if amount is None:
+            amount = self.streams[record.key] = Amount()
+        amount.size += record.kept
+        amount.lines += record.lines
+
+
+def block_of(records: Iterable[Record]) -> Block:
+    """What these records hold."""
+    block = Block()
+    for record in records:
+        block.add(record)
+    return block
+
+
+def pack(block: Block) -> bytes:
+    """A block as it stands in the file."""
+    streams = b"".join(
+        _STREAM.pack(ids.to_bytes(attempt_id), int(step), stream, amount.lines, amount.size)
+        for (attempt_id, step, stream), amount in block.streams.items()
+    )
+    body = _HEAD.pack(0, len(block.streams), block.at_min, block.at_max)[4:] + streams
+    return zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def read(path: Path) -> list[Block]:
+    """The blocks in the file, up to the first that is not whole; none where there is no file."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    blocks: list[Block] = []
+    at = 0
+    while at + _HEAD.size <= len(raw):
+        check, count, at_min, at_max = _HEAD.unpack_from(raw, at)
+        end = at + _HEAD.size + count * _STREAM.size
+        if end > len(raw) or zlib.crc32(memoryview(raw)[at + 4 : end]) != check:
+            break
+        streams = {
+            (ids.from_bytes(attempt), str(step), stream): Amount(size, lines)
+            for attempt, step, stream, lines, size in _STREAM.iter_unpack(raw[at + _HEAD.size : end])
+        }
+        blocks.append(Block(at_min, at_max, streams))
+        at = end
+    return blocks

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +18,10 @@ from typing import TypeVar
 from pistage.core import ids, limits
 from pistage.errors import Code, PistageError
 from pistage.master import records as index_of
-from pistage.master.blocks import BLOCK_RECORDS, Block
-from pistage.master.blocks import pack as pack_block
 from pistage.master.directories import sync_directory
+from pistage.master.logrun import Run, Stream, recovered
 from pistage.master.records import RECORD_BYTES, Kind, Record, StreamKey, stream_path
-from pistage.wire import Extent, Fit, GapReason, LogFrame, LogGap, Piece
+from pistage.wire import Extent, Fit, LogFrame, LogGap, Piece
 
 log = logging.getLogger(__name__)
 
@@ -64,80 +63,13 @@ class Bounds:
     free_bytes_min: int
 
 
-@dataclass(slots=True)
-class _Stream:
-    end: int = 0  # of what was printed
-    kept: int = 0  # bytes in the file
-    tail: int | None = None  # bytes behind the gap that a limit has made
-    last_gap: tuple[Kind, int] | None = None  # kind and end of the newest gap
-
-    def add(self, record: Record) -> None:
-        self.end = record.offset + record.length
-        self.kept += record.kept
-        if record.gap is not None:
-            self.last_gap = (record.kind, self.end)
-            if record.gap is GapReason.LIMIT and record.length:
-                self.tail = 0
-        elif self.tail is not None:
-            self.tail += record.length
-
-    def is_followed_by(self, record: Record) -> bool:
-        return record.offset == self.end and record.place == self.kept
-
-
-@dataclass(slots=True)
-class _Run:
-    directory: Path
-    index_fd: int = -1
-    streams: dict[StreamKey, _Stream] = field(default_factory=dict)
-    steps: Counter[tuple[str, str]] = field(default_factory=Counter)  # attempt, step -> bytes kept
-    total: int = 0
-    count: int = 0  # records, the unwritten ones with them
-    term: int = 0  # of the last
-    unwritten: list[Record] = field(default_factory=list)
-    block: Block = field(default_factory=Block)  # of the records behind the last whole block
-    new_blocks: list[bytes] = field(default_factory=list)
-
-    @property
-    def extent(self) -> Extent:
-        return Extent(self.directory.name, self.count, self.term)
-
-    @property
-    def weight(self) -> int:
-        """Bytes on the disk, the index among them: a line at a time, that is as much."""
-        return self.total + self.count * RECORD_BYTES
-
-    def stream(self, key: StreamKey) -> _Stream:
-        return self.streams.get(key) or _Stream()
-
-    def add(self, record: Record) -> None:
-        """Count in a record that stands in the index, or will."""
-        if not record.is_barrier:
-            if record.key not in self.streams:
-                self.streams[record.key] = _Stream()
-            self.streams[record.key].add(record)
-            self.steps[record.attempt_id, record.step] += record.kept
-            self.total += record.kept
-        self.count += 1
-        self.term = record.term
-        self.block.add(record)
-        if self.count % BLOCK_RECORDS == 0:
-            self.new_blocks.append(pack_block(self.block))
-            self.block = Block()
-
-    def write(self, record: Record) -> None:
-        """Count in a record, and remember that it is to be written."""
-        self.unwritten.append(record)
-        self.add(record)
-
-
 class LogWriter:
     """Every method belongs to the thread. PistageError `storage` while the disk is full; other OSErrors are fatal."""
 
     def __init__(self, directory: Path, bounds: Bounds) -> None:
         self._directory = directory
         self._bounds = bounds
-        self._runs: OrderedDict[str, _Run] = OrderedDict()
+        self._runs: OrderedDict[str, Run] = OrderedDict()
         self._files: OrderedDict[Path, int] = OrderedDict()
         self.term = promised_term(directory)  # nothing is taken from a leader of a lower one
 
@@ -145,7 +77,7 @@ class LogWriter:
 
     def write(self, batch: Sequence[Placed]) -> list[Appended | PistageError]:
         """Append every frame that fits, then make all of them durable."""
-        touched: dict[str, _Run] = {}
+        touched: dict[str, Run] = {}
         try:
             return self._unless_full(touched, lambda: [self._append(placed, touched) for placed in batch])
         except PistageError as refusal:
@@ -153,7 +85,7 @@ class LogWriter:
 
     def mark(self, run_id: str, term: int) -> Extent:
         """Begin the term in a run that has output of earlier ones."""
-        touched: dict[str, _Run] = {}
+        touched: dict[str, Run] = {}
 
         def mark() -> Extent:
             self._refuse_lower(term)
@@ -165,7 +97,7 @@ class LogWriter:
 
         return self._unless_full(touched, mark)
 
-    def _append(self, placed: Placed, touched: dict[str, _Run]) -> Appended | PistageError:
+    def _append(self, placed: Placed, touched: dict[str, Run]) -> Appended | PistageError:
         frame = placed.frame
         if placed.term != self.term:
             return _deposed(self.term)
@@ -173,20 +105,20 @@ class LogWriter:
         key = (frame.attempt_id, frame.step, frame.stream)
         stream = run.stream(key)
         if frame.offset > stream.end:
-            return Appended(stream.end, _missing(stream), is_gap=True, count=run.count)
+            return Appended(stream.end, stream.missing, is_gap=True, count=run.count)
         data, record = _fitted(placed, stream)
         if record is None:
-            return Appended(stream.end, _missing(stream), count=run.count)
+            return Appended(stream.end, stream.missing, count=run.count)
         if not self._has_room(run, stream, record):
-            return Appended(stream.end, _missing(stream), is_full=True, count=run.count)
+            return Appended(stream.end, stream.missing, is_full=True, count=run.count)
         touched[placed.run_id] = run
         if data:
             _write_all(self._file(stream_path(run.directory, key)), memoryview(data))
         run.write(record)
         stream = run.streams[key]
-        return Appended(stream.end, _missing(stream), count=run.count)
+        return Appended(stream.end, stream.missing, count=run.count)
 
-    def _has_room(self, run: _Run, stream: _Stream, record: Record) -> bool:
+    def _has_room(self, run: Run, stream: Stream, record: Record) -> bool:
         """Whether a record may be taken: within the limits, or the tail behind one; gaps, which are small, for longer.
 
         Nobody sends many gaps but who means harm.
@@ -232,10 +164,10 @@ class LogWriter:
     def extend(self, term: int, pieces: Sequence[Piece]) -> tuple[Fit, ...]:
         """Make each run what the leader's piece says, from where it begins; cut off what contradicts it."""
         self.promise(term)
-        touched: dict[str, _Run] = {}
+        touched: dict[str, Run] = {}
         return self._unless_full(touched, lambda: tuple(self._extend(piece, touched) for piece in pieces))
 
-    def _extend(self, piece: Piece, touched: dict[str, _Run]) -> Fit:
+    def _extend(self, piece: Piece, touched: dict[str, Run]) -> Fit:
         if not ids.is_id(piece.run_id) or len(piece.records) % RECORD_BYTES or piece.run_id in touched:
             raise PistageError(Code.INVALID, "not a piece of a run's output")
         run = self._open(piece.run_id)
@@ -253,8 +185,8 @@ class LogWriter:
         self._take(run, fresh, memoryview(piece.data)[sum(record.kept for record in known) :])
         return Fit(True, piece.start + total)
 
-    def _take(self, run: _Run, fresh: list[Record], data: memoryview) -> None:
-        streams: dict[StreamKey, _Stream] = {}
+    def _take(self, run: Run, fresh: list[Record], data: memoryview) -> None:
+        streams: dict[StreamKey, Stream] = {}
         term = run.term
         for record in fresh:
             stream = streams.get(record.key) or streams.setdefault(record.key, replace(run.stream(record.key)))
@@ -270,7 +202,7 @@ class LogWriter:
         for record in fresh:
             run.write(record)
 
-    def _cut(self, run: _Run, count: int) -> _Run:
+    def _cut(self, run: Run, count: int) -> Run:
         run_id = run.directory.name
         log.warning("run=%s %d records of a deposed leader, never acknowledged, are cut off", run_id, run.count - count)
         self.forget(run_id)
@@ -284,7 +216,7 @@ class LogWriter:
 
     # --- files ------------------------------------------------------------------------------------------------
 
-    def _unless_full(self, touched: dict[str, _Run], work: Callable[[], T]) -> T:
+    def _unless_full(self, touched: dict[str, Run], work: Callable[[], T]) -> T:
         """Do the work and make it durable; of what a full disk or a refusal interrupted, nothing stays."""
         try:
             self._refuse_unless_space()
@@ -309,7 +241,7 @@ class LogWriter:
         if disk.f_bavail * disk.f_frsize < self._bounds.free_bytes_min:
             raise _disk_full()
 
-    def _make_durable(self, runs: Iterable[_Run]) -> None:
+    def _make_durable(self, runs: Iterable[Run]) -> None:
         for run in runs:
             for path in {stream_path(run.directory, record.key) for record in run.unwritten if record.kept}:
                 os.fdatasync(self._file(path))
@@ -322,7 +254,7 @@ class LogWriter:
                     file.write(b"".join(run.new_blocks))
                 run.new_blocks.clear()
 
-    def _open(self, run_id: str) -> _Run:
+    def _open(self, run_id: str) -> Run:
         if run_id in self._runs:
             self._runs.move_to_end(run_id)
             return self._runs[run_id]
@@ -332,7 +264,7 @@ class LogWriter:
         if not directory.exists():
             directory.mkdir()
             sync_directory(self._directory)
-        run = _recover(directory)
+        run = recovered(directory)
         run.index_fd = os.open(directory / "index", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._runs[run_id] = run
         return run
@@ -365,39 +297,7 @@ class LogWriter:
             self.forget(run_id)
 
 
-def _recover(directory: Path) -> _Run:
-    """The run by its index, after making the files agree: a crash leaves data without a record."""
-    index = directory / "index"
-    run = _Run(directory)
-    sizes: dict[StreamKey, int] = {}
-    for record in index_of.all_records(index):
-        if not record.is_sound or not (record.is_barrier or run.stream(record.key).is_followed_by(record)):
-            break
-        if record.kept and record.key not in sizes:
-            sizes[record.key] = index_of.stored_length(directory, record.key)
-        if record.place + record.kept > sizes.get(record.key, 0) and record.kept:
-            break  # only a disk that lied about fdatasync gets here: keep what is whole
-        run.add(record)
-    if index.exists() and index.stat().st_size != run.count * RECORD_BYTES:
-        os.truncate(index, run.count * RECORD_BYTES)
-    for path in directory.glob("*/*"):
-        step, _, stream = path.name.partition(".")
-        kept = run.stream((path.parent.name, step, int(stream))).kept
-        if path.stat().st_size > kept:
-            os.truncate(path, kept)
-    _mend_blocks(directory / "blocks", b"".join(run.new_blocks))
-    run.new_blocks.clear()
-    return run
-
-
-def _mend_blocks(path: Path, expected: bytes) -> None:
-    if (path.read_bytes() if path.exists() else b"") != expected:
-        fresh = path.with_name("blocks.new")
-        fresh.write_bytes(expected)
-        fresh.replace(path)
-
-
-def _fitted(placed: Placed, stream: _Stream) -> tuple[bytes, Record | None]:
+def _fitted(placed: Placed, stream: Stream) -> tuple[bytes, Record | None]:
     """What of a frame or gap is new to a stream that reaches up to it or beyond, and its record; None for a repeat."""
     frame, known = placed.frame, stream.end - placed.frame.offset
     match frame:
@@ -413,10 +313,6 @@ def _fitted(placed: Placed, stream: _Stream) -> tuple[bytes, Record | None]:
     return data, Record(
         frame.attempt_id, frame.step, frame.stream, length, stream.end, frame.at, placed.term, lines, stream.kept, kind
     )  # fmt: skip
-
-
-def _missing(stream: _Stream) -> int:
-    return stream.end - stream.kept
 
 
 def promised_term(directory: Path) -> int:

@@ -11,11 +11,12 @@ from pydantic import Field
 
 from pistage.core.plan import FailureClass
 
+COUNT_MAX: Final = 1 << 53
 INSTANT_MAX: Final = 253_402_300_799_999  # the end of the year 9999, where Python's and RFC 3339's dates end
 #: Milliseconds UTC that another process tells.
 Instant = Annotated[int, Field(ge=0, le=INSTANT_MAX)]
 #: A number that another process tells: exact in JSON and in SQLite, and so are sums of them.
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
+Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
 
 
 class State(StrEnum):

@@ -15,7 +15,8 @@ from tests.chaos.starts import starts_in, wrong_in
 
 _RUN = (
     "INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, concurrency_limit,"
-    " notes, created_at, plan, source) VALUES (?, '', ?, ?, '', ?, '', 0, '', 0, '[]', 0, '', '')"
+    " notes, is_pinned, output_dropped_reason, created_at, plan, source)"
+    " VALUES (?, '', ?, ?, '', ?, '', 0, '', 0, '[]', 0, '', 0, '', '')"
 )
 _ATTEMPT = (
     "INSERT INTO attempt (id, run_id, position, number, agent_id, fence, state, reason, runtime, assigned_at,"

@@ -13,6 +13,7 @@ from pistage.core.machine import (
     attempts,
     masters,
     meta,
+    outputs,
     placing,
     queues,
     retrying,
@@ -23,7 +24,7 @@ from pistage.core.machine.outcome import Outcome, Turn
 from pistage.errors import Code, PistageError
 
 #: Raised with every change of schema.sql that a state written before it would not bear.
-_SCHEMA: Final = "3"
+_SCHEMA: Final = "4"
 
 
 def create_tables(db: sqlite3.Connection) -> None:
@@ -62,7 +63,8 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
     # Not in a `finally`: a full disk may have rolled back the transaction, and its error must stay the one raised.
     db.execute("RELEASE command")
     return Outcome(
-        value=value, effects=tuple(turn.effects), runs=tuple(turn.runs), changes=tuple(turn.changes), index=index
+        value=value, effects=tuple(turn.effects), runs=tuple(turn.runs), changes=tuple(turn.changes),
+        dropped=tuple(turn.dropped), index=index,
     )  # fmt: skip
 
 
@@ -96,6 +98,14 @@ def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PL
             return queues.put(turn, command)
         case c.DeleteQueue():
             return queues.delete(turn, command)
+        case c.PinRun():
+            return outputs.pin(turn, command)
+        case c.PutRetention():
+            return outputs.put_retention(turn, command)
+        case c.DeleteRetention():
+            return outputs.delete_retention(turn, command)
+        case c.DropOutput():
+            return outputs.drop(turn, command)
         case c.RegisterAgent():
             return agents.register(turn, command)
         case c.LoseAgent():

@@ -48,6 +48,7 @@ class Outcome:
     """The answer to a command. With `error` set nothing was changed.
 
     `effects` and `changes` can be lost with the leader: each can be found again in the state, and a new leader does.
+    So can `dropped`, on each master: it looks at its start and now and then.
     """
 
     value: Mapping[str, object] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class Outcome:
     effects: tuple[Effect, ...] = ()
     runs: tuple[str, ...] = ()  # runs that changed, for who follows them
     changes: tuple[Change, ...] = ()  # for the scheduler
+    dropped: tuple[str, ...] = ()  # runs whose output every master is to remove
     index: int = 0
 
 
@@ -77,7 +79,7 @@ class TaskKey:
 class Turn:
     """One command being applied: the connection, and what has come of it so far."""
 
-    __slots__ = ("_events", "_rows", "at", "changes", "db", "effects", "index", "runs")
+    __slots__ = ("_events", "_rows", "at", "changes", "db", "dropped", "effects", "index", "runs")
 
     def __init__(self, db: sqlite3.Connection, index: int, at: int) -> None:
         self.db = db
@@ -85,6 +87,7 @@ class Turn:
         self.at = at
         self.effects: list[Effect] = []
         self.changes: list[Change] = []
+        self.dropped: list[str] = []
         self.runs: dict[str, None] = {}
         self._events = 0
         self._rows: list[tuple[int, str, int, str, str]] = []

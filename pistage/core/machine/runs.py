@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from pistage.core import commands as c
 from pistage.core.changes import RunBegun, RunEnded, RunReprioritised, TaskUnqueued
-from pistage.core.machine import waiting
+from pistage.core.machine import outputs, waiting
 from pistage.core.machine.outcome import CancelAttempt, ReleaseRun, TaskKey, Turn
 from pistage.core.machine.settling import Waiting, moves, run_state
 from pistage.core.model import State, check_transition
@@ -173,10 +173,11 @@ def _run_reason(turn: Turn, run_id: str, new: State, cancel_reason: str | None) 
 def move_run(turn: Turn, run_id: str, old: State, new: State, reason: str = "") -> None:
     """Take the run from `old` to `new`; at its end, let its agents remove what they made for it."""
     check_transition(f"run {run_id}", old, new)
+    output_bytes = outputs.kept_bytes(turn.db, run_id) if new.is_terminal else None
     turn.db.execute(
         "UPDATE run SET state = ?, reason = ?, started_at = CASE WHEN ? THEN ? ELSE started_at END,"
-        " finished_at = CASE WHEN ? THEN ? ELSE finished_at END WHERE id = ? AND state = ?",
-        (new, reason, new is State.RUNNING, turn.at, new.is_terminal, turn.at, run_id, old),
+        " finished_at = CASE WHEN ? THEN ? ELSE finished_at END, output_bytes = ? WHERE id = ? AND state = ?",
+        (new, reason, new is State.RUNNING, turn.at, new.is_terminal, turn.at, output_bytes, run_id, old),
     )
     if new is State.RUNNING:
         turn.record(run_id, "run_started")

@@ -59,6 +59,10 @@ CREATE TABLE IF NOT EXISTS run (
   retry_of TEXT, -- the run that this one tries again
   notes TEXT NOT NULL, -- JSON list of what people must know of this run
   cancel_reason TEXT, -- not NULL once somebody asked for its end
+  is_pinned INTEGER NOT NULL, -- 1: its output stays, whatever retention says
+  output_bytes INTEGER, -- that its steps left, once it has ended
+  output_dropped_at INTEGER, -- not NULL once its output is gone
+  output_dropped_reason TEXT NOT NULL,
   created_at INTEGER NOT NULL,
   started_at INTEGER,
   finished_at INTEGER,
@@ -72,6 +76,8 @@ CREATE INDEX IF NOT EXISTS run_by_name ON run (project, name, id);
 CREATE INDEX IF NOT EXISTS run_by_group ON run (concurrency, state, id) WHERE concurrency IS NOT NULL;
 CREATE INDEX IF NOT EXISTS run_in_queue ON run (queue) WHERE state = 'running';
 CREATE UNIQUE INDEX IF NOT EXISTS run_by_number ON run (project, name, number);
+CREATE INDEX IF NOT EXISTS run_with_output ON run (project, name, finished_at, id, output_bytes)
+  WHERE finished_at IS NOT NULL AND output_dropped_at IS NULL AND is_pinned = 0;
 
 CREATE TABLE IF NOT EXISTS task (
   run_id TEXT NOT NULL,
@@ -101,6 +107,7 @@ CREATE TABLE IF NOT EXISTS task (
   PRIMARY KEY (run_id, position)
 );
 CREATE INDEX IF NOT EXISTS task_by_state ON task (state, run_id);
+CREATE INDEX IF NOT EXISTS task_kept ON task (kept_from, run_id) WHERE kept_from IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS attempt (
   id TEXT PRIMARY KEY,
@@ -163,6 +170,16 @@ CREATE TABLE IF NOT EXISTS queue (
   priority INTEGER NOT NULL,
   run_limit INTEGER, -- how many of its runs may run at one time
   placing TEXT NOT NULL -- spread or pack
+) WITHOUT ROWID;
+
+-- How long output is kept, where something was said about it; '*' is for all other pipelines of the project.
+CREATE TABLE IF NOT EXISTS retention (
+  project TEXT NOT NULL,
+  name TEXT NOT NULL,
+  age_ms INTEGER, -- NULL: no such bound
+  bytes_max INTEGER,
+  runs_max INTEGER,
+  PRIMARY KEY (project, name)
 ) WITHOUT ROWID;
 
 -- What happened to a run, in order; `id` is the log index and a counter, the same on every master.

@@ -26,8 +26,8 @@ _FORGOTTEN_AT_ONCE = 16  # old requests; more than one, so that fewer and fewer 
 
 _INSERT_RUN = """
 INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, concurrency, concurrency_limit,
-                 notes, created_at, finished_at, plan, source)
-VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, '[]', ?, ?, ?, ?)
+                 notes, is_pinned, output_dropped_reason, created_at, finished_at, output_bytes, plan, source)
+VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, '[]', 0, '', ?, ?, ?, ?, ?)
 """
 _INSERT_TASK = """
 INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, gang, has_volumes,
@@ -170,7 +170,8 @@ def _run_row(command: c.SubmitRun | c.SubmitRuns, run_id: str, number: int, draf
     plan = draft.plan
     head = (run_id, command.project, plan.name, number, command.owner, draft.state, plan.priority, plan.queue)
     group = (groups.group_of(command.project, plan.concurrency), plan.concurrency.limit if plan.concurrency else 0)
-    return (*head, *group, command.at, draft.finished_at, draft.head, command.source)
+    output_bytes = None if draft.finished_at is None else 0
+    return (*head, *group, command.at, draft.finished_at, output_bytes, draft.head, command.source)
 
 
 def _waiting(command: c.SubmitRun | c.SubmitRuns, run_id: str, draft: _Draft, task: _Queued) -> WaitingTask:

@@ -46,11 +46,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A frame that is durable here and waits for others."""
+    """A frame that is durable here and waits for others, `since` when (monotonic seconds)."""
 
     appended: Appended
     answer: asyncio.Future[Appended]
-    deadline: float
+    since: float
 
 
 @dataclass(slots=True)
@@ -78,6 +78,7 @@ class LedRun:
     floor: int = 0  # records that were here when it was complete
     safe: int = 0  # records on as many masters as there have to be
     in_store: int = 0  # frames on their way to the disk
+    stored_at: float = 0.0  # when the last one came there, monotonic seconds
     held: deque[Held] = field(default_factory=deque)
     waiting: deque[Waiting] = field(default_factory=deque)
     places: dict[str, Place] = field(default_factory=dict)

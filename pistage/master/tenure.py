@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from pistage import raft
 from pistage.core import limits
 from pistage.errors import Code, PistageError
+from pistage.master.feeding import Feeding
 from pistage.master.feeds import COPY_BYTES, Courier, Feed, Held, LedRun, Place, Waiting, deadline_in
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended
@@ -77,7 +78,7 @@ class Tenure:
         self._runs: dict[str, LedRun] = {}
         self._wanted: dict[str, LedRun] = {}  # to be surveyed
         self._news = asyncio.Event()
-        self._feeds: dict[str, Feed] = {}
+        self._feeding = Feeding()
         self._pulls = asyncio.Semaphore(_PULLS_AT_ONCE)
         self._held_bytes = 0
         self._trouble = ""
@@ -168,11 +169,10 @@ class Tenure:
         else:
             appended = local.result()
             run.count = max(run.count, appended.count)
-            run.waiting.append(Waiting(appended, answer, deadline_in(_WAIT_S)))
+            run.stored_at = time.monotonic()
+            run.waiting.append(Waiting(appended, answer, run.stored_at))
             self._settle(run)
-            for node_id, feed in self._feeds.items():
-                if run.place(node_id).next < run.count:
-                    feed.offer(run)
+            self._feeding.offer(run, self._needed - 1, self._voters)
 
     def _settle(self, run: LedRun) -> None:
         if run.settle(self._needed, self._voters - {self._group.node_id}):
@@ -181,9 +181,10 @@ class Tenure:
     async def _give_up_late_ones(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
+            self._feeding.look()
             now = time.monotonic()
             for run in list(self._runs.values()):
-                while run.waiting and run.waiting[0].deadline < now:
+                while run.waiting and run.waiting[0].since + _WAIT_S < now:
                     _refuse(run.waiting.popleft().answer, self._refusal("output cannot be kept safe now"))
                 while run.held and not run.is_open and run.held[0].deadline < now:
                     held = run.held.popleft()
@@ -191,7 +192,7 @@ class Tenure:
                     _refuse(held.answer, self._refusal("output cannot be kept safe now"))
 
     def _refusal(self, what: str) -> PistageError:
-        known = [f"{feed.node_id}: {feed.trouble}" for feed in self._feeds.values() if feed.trouble]
+        known = [f"{feed.node_id}: {feed.trouble}" for feed in self._feeding.feeds.values() if feed.trouble]
         reasons = "; ".join(known) or self._trouble or "they are slow"
         return PistageError(Code.UNAVAILABLE, f"{what}: {self._needed} masters must have it; {reasons}"[:1000])
 
@@ -205,10 +206,10 @@ class Tenure:
                 others = self._others
                 for node_id in [node_id for node_id in tasks if node_id not in others]:
                     tasks.pop(node_id).cancel()
-                    del self._feeds[node_id]
+                    del self._feeding.feeds[node_id]
                 for node_id in [node_id for node_id in others if node_id not in tasks]:
                     feed = Feed(node_id, self.term, self._logs, self._courier, on_match=self._settle)
-                    self._feeds[node_id] = feed
+                    self._feeding.feeds[node_id] = feed
                     tasks[node_id] = group.create_task(feed.serve())
                     for run in self._runs.values():
                         if run.is_open:
@@ -235,8 +236,7 @@ class Tenure:
         idle = [run_id for run_id, run in self._runs.items() if run.is_idle and run_id not in self._wanted]
         for run_id in idle[: _RUNS_MAX // 4]:
             del self._runs[run_id]
-            for feed in self._feeds.values():
-                feed.forget(run_id)
+            self._feeding.forget(run_id)
 
     def _want(self, run: LedRun, *, is_written: bool = False) -> None:
         run.is_written |= is_written
@@ -317,8 +317,7 @@ class Tenure:
             run.places = {node_id: Place(min(extent.count, ours.count)) for node_id, extent in theirs.items()}
             run.is_open = True
             self._settle(run)
-            for feed in self._feeds.values():
-                feed.offer(run)
+            self._feeding.offer_all(run)
             await self._store_held(run)
         elif run.is_written:
             self._want(run)
@@ -355,12 +354,12 @@ class Tenure:
     async def _sweep(self) -> None:
         """Compare what there is with each of the others, at leisure, and mend what differs; the newest runs first."""
         while True:
-            for feed in list(self._feeds.values()):
+            for feed in list(self._feeding.feeds.values()):
                 if time.monotonic() - feed.swept_at > _SWEEP_EVERY_S:
                     with contextlib.suppress(PistageError):
                         await self._compare_with(feed)
                         feed.swept_at = time.monotonic()
-            await asyncio.sleep(_SWEEP_AGAIN_S if self._feeds else _LOOK_EVERY_S)
+            await asyncio.sleep(_SWEEP_AGAIN_S if self._feeding.feeds else _LOOK_EVERY_S)
 
     async def _compare_with(self, feed: Feed) -> None:
         before = ""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pistage.errors import PistageError
 from pistage.master import records as index_of
 from pistage.master.blocks import BLOCK_RECORDS, Block
 from pistage.master.blocks import pack as pack_block
+from pistage.master.directories import sync_directory
 from pistage.master.records import RECORD_BYTES, Kind, Record, StreamKey
+from pistage.master.sealed import unseal
 from pistage.wire import Extent, GapReason
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -103,12 +110,16 @@ def recovered(directory: Path) -> Run:
         if not record.is_sound or not (record.is_barrier or run.stream(record.key).is_followed_by(record)):
             break
         if record.kept and record.key not in sizes:
-            sizes[record.key] = index_of.stored_length(directory, record.key)
+            sizes[record.key] = _stored_length(directory, record.key)
         if record.place + record.kept > sizes.get(record.key, 0) and record.kept:
             break  # only a disk that lied about fdatasync gets here: keep what is whole
         run.add(record)
     if index.exists() and index.stat().st_size != run.count * RECORD_BYTES:
         os.truncate(index, run.count * RECORD_BYTES)
+    for path in directory.glob("*.unsealing"):  # a crash came in the middle of it: what is sealed is whole
+        shutil.rmtree(path)
+    if not _are_sealed_as_indexed(run):
+        return recovered(directory)
     for path in directory.glob("*/*"):
         step, _, stream = path.name.partition(".")
         kept = run.stream((path.parent.name, step, int(stream))).kept
@@ -117,6 +128,64 @@ def recovered(directory: Path) -> Run:
     _mend_blocks(directory / "blocks", b"".join(run.new_blocks))
     run.new_blocks.clear()
     return run
+
+
+def _stored_length(directory: Path, key: StreamKey) -> int:
+    try:
+        return index_of.stored_length(directory, key)
+    except PistageError as damage:
+        log.error("run=%s attempt=%s %s", directory.name, key[0], damage)
+        return 1 << 62  # it was compared with the index when it was sealed; what it has lost, its readers are told
+
+
+def _are_sealed_as_indexed(run: Run) -> bool:
+    """Make plain, to be cut, what is sealed beyond the index; whether nothing had to be given up for that."""
+    beyond = []
+    for path in run.directory.glob("*.sealed"):
+        try:
+            sealed = index_of.sealed_file(run.directory, path.stem)
+        except PistageError:
+            continue
+        streams = sealed.streams if sealed else {}
+        if any(one.length > run.stream((path.stem, *part)).kept for part, one in streams.items()):
+            beyond.append(path.stem)
+    return all(make_plain(run.directory, attempt_id) for attempt_id in beyond)
+
+
+def make_plain(directory: Path, attempt_id: str) -> bool:
+    """Unseal the attempt, if it is sealed, to write to it; one that is damaged is set aside, and the answer is no.
+
+    Then what is left of the run ends before it; it is for who feeds this master to send that again.
+    """
+    path = index_of.sealed_path(directory, attempt_id)
+    if not path.exists():
+        return True
+    try:
+        unseal(path, directory / attempt_id)
+    except PistageError as damage:
+        log.error(
+            "run=%s attempt=%s its output is set aside, to be copied anew: %s", directory.name, attempt_id, damage
+        )
+        path.rename(path.with_suffix(".damaged"))
+        sync_directory(directory)
+        return False
+    return True
+
+
+FilesSeen = dict[str, tuple[int, int, int]]
+
+
+def files_seen(directory: Path) -> FilesSeen:
+    """What tells whether any file of a directory has changed: inode, size and time of each; none of none."""
+    try:
+        with os.scandir(directory) as entries:
+            return {entry.name: _seen(entry.stat()) for entry in entries}
+    except FileNotFoundError:
+        return {}
+
+
+def _seen(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _mend_blocks(path: Path, expected: bytes) -> None:

@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,8 +19,9 @@ from pistage.core import ids, limits
 from pistage.errors import Code, PistageError
 from pistage.master import records as index_of
 from pistage.master.directories import sync_directory
-from pistage.master.logrun import Run, Stream, recovered
+from pistage.master.logrun import FilesSeen, Run, Stream, files_seen, make_plain, recovered
 from pistage.master.records import RECORD_BYTES, Kind, Record, StreamKey, stream_path
+from pistage.master.sealed import unseal
 from pistage.wire import Extent, Fit, LogFrame, LogGap, Piece
 
 log = logging.getLogger(__name__)
@@ -111,9 +112,13 @@ class LogWriter:
             return Appended(stream.end, stream.missing, count=run.count)
         if not self._has_room(run, stream, record):
             return Appended(stream.end, stream.missing, is_full=True, count=run.count)
+        try:
+            fd = self._file(stream_path(run.directory, key)) if data else -1
+        except PistageError as damage:  # of what was sealed; the other frames have nothing to do with it
+            return damage
         touched[placed.run_id] = run
         if data:
-            _write_all(self._file(stream_path(run.directory, key)), memoryview(data))
+            _write_all(fd, memoryview(data))
         run.write(record)
         stream = run.streams[key]
         return Appended(stream.end, stream.missing, count=run.count)
@@ -181,6 +186,12 @@ class LogWriter:
         if same < total and piece.start + same < run.count:
             run = self._cut(run, piece.start + same)
         known, fresh = (index_of.unpack(part) for part in _split(piece.records, same))
+        written = {record.attempt_id for record in fresh if record.kept}
+        if not all(make_plain(run.directory, attempt_id) for attempt_id in written):
+            self.forget(piece.run_id)
+            run = self._open(piece.run_id)
+        if run.count < piece.start + same:
+            return Fit(False, run.count)
         touched[piece.run_id] = run
         self._take(run, fresh, memoryview(piece.data)[sum(record.kept for record in known) :])
         return Fit(True, piece.start + total)
@@ -213,6 +224,35 @@ class LogWriter:
         finally:
             os.close(fd)
         return self._open(run_id)  # which cuts the bytes
+
+    # --- what is over -----------------------------------------------------------------------------------------
+
+    def streams(self, run_id: str, attempt_ids: Collection[str]) -> dict[StreamKey, Stream] | None:
+        """How far the streams of these attempts are; None where the run is not open: its index says it, then."""
+        run = self._runs.get(run_id)
+        if run is None:
+            return None
+        return {key: replace(stream) for key, stream in run.streams.items() if key[0] in attempt_ids}
+
+    def seal(self, run_id: str, attempt_id: str, fresh: Path, seen: FilesSeen, aside: Path) -> bool:
+        """Put a sealed file in the place of an attempt's plain ones, if these are as they were seen; whether they were.
+
+        They are at `aside` then, to be deleted. A crash leaves the ones or the other, or both: each is whole.
+        """
+        directory = self._directory / run_id
+        plain = directory / attempt_id
+        self._close_below(plain)
+        try:
+            if files_seen(plain) != seen:
+                return False
+            fresh.rename(index_of.sealed_path(directory, attempt_id))
+            sync_directory(directory)
+            plain.rename(aside)
+        except FileNotFoundError:  # the run was removed
+            return False
+        except OSError as error:
+            raise _full_or_fatal(error) from None
+        return True
 
     # --- files ------------------------------------------------------------------------------------------------
 
@@ -264,7 +304,10 @@ class LogWriter:
         if not directory.exists():
             directory.mkdir()
             sync_directory(self._directory)
-        run = recovered(directory)
+        try:
+            run = recovered(directory)
+        except OSError as error:
+            raise _full_or_fatal(error) from None
         run.index_fd = os.open(directory / "index", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._runs[run_id] = run
         return run
@@ -277,6 +320,8 @@ class LogWriter:
             _, fd = self._files.popitem(last=False)
             os.fdatasync(fd)
             os.close(fd)
+        if (sealed := index_of.sealed_path(path.parent.parent, path.parent.name)).exists():
+            unseal(sealed, path.parent)  # what an agent brings that was away: once in a long while
         path.parent.mkdir(exist_ok=True)
         fd = self._files[path] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         sync_directory(path.parent)
@@ -287,8 +332,10 @@ class LogWriter:
         """Close what is open of a run; its lengths are read from its index when they are needed again."""
         if run := self._runs.pop(run_id, None):
             os.close(run.index_fd)
-        below = self._directory / run_id
-        for path in [path for path in self._files if below in path.parents]:
+        self._close_below(self._directory / run_id)
+
+    def _close_below(self, directory: Path) -> None:
+        for path in [path for path in self._files if directory in path.parents]:
             os.close(self._files.pop(path))
 
     def close(self) -> None:

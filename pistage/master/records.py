@@ -17,6 +17,7 @@ from typing import Final
 
 from pistage.core import ids
 from pistage.errors import Code, PistageError
+from pistage.master.sealed import OpenFiles, SealedFile
 from pistage.wire import GapReason
 
 # attempt, step, stream, kind, lines, length, offset, place, at, term: record N begins at byte 64 * N.
@@ -199,26 +200,53 @@ def is_at(index: Path, number: int, expected: bytes) -> bool:
 
 
 def stream_path(directory: Path, key: StreamKey) -> Path:
-    """The file of a stream of the run in `directory`."""
+    """The file of a stream of the run in `directory`, until its attempt is sealed."""
     attempt_id, step, stream = key
     return directory / attempt_id / f"{step}.{stream}"
 
 
+def sealed_path(directory: Path, attempt_id: str) -> Path:
+    """The file of all streams of an attempt of the run in `directory`, once it is sealed."""
+    return directory / f"{attempt_id}.sealed"
+
+
+_sealed_files: Final = OpenFiles()
+
+
+def sealed_file(directory: Path, attempt_id: str) -> SealedFile | None:
+    """What is sealed of an attempt; None where nothing is. PistageError `storage` for damage."""
+    return _sealed_files.at(sealed_path(directory, attempt_id))
+
+
+def close_sealed(directory: Path) -> None:
+    """Close what is open of the sealed files below `directory`, once nobody reads it."""
+    _sealed_files.forget(directory)
+
+
 def read_bytes(directory: Path, key: StreamKey, place: int, length: int) -> bytes:
-    """Bytes of a stream of the run in `directory`, from the kept byte `place` on; fewer than `length` at its end."""
-    try:
-        with stream_path(directory, key).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), length, place)
-    except FileNotFoundError:
-        return b""
+    """Bytes of a stream of the run in `directory`, from the kept byte `place` on; fewer than `length` at its end.
+
+    PistageError `storage` where they are sealed, and damaged.
+    """
+    attempt_id, step, stream = key
+    for _ in range(2):  # it may be sealed between the two looks, or unsealed: one of the files is always there
+        try:
+            with stream_path(directory, key).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), length, place)
+        except FileNotFoundError:
+            if sealed := sealed_file(directory, attempt_id):
+                return sealed.read(step, stream, place, length)
+    return b""
 
 
 def stored_length(directory: Path, key: StreamKey) -> int:
-    """How many bytes of a stream there are."""
+    """How many bytes of a stream there are. PistageError `storage` where they are sealed, and damaged."""
+    attempt_id, step, stream = key
     try:
         return stream_path(directory, key).stat().st_size
     except FileNotFoundError:
-        return 0
+        sealed = sealed_file(directory, attempt_id)
+        return sealed.length(step, stream) if sealed else 0
 
 
 def spans(records: list[Record]) -> Iterator[tuple[StreamKey, int, int]]:

@@ -158,6 +158,11 @@ class SealedFile:
     def __del__(self) -> None:
         os.close(self._fd)
 
+    def length(self, step: str, stream: int) -> int:
+        """How many bytes of a stream are in it."""
+        found = self._streams.get((step, stream))
+        return found.length if found else 0
+
     @property
     def streams(self) -> Mapping[Part, Sealed]:
         """What is in it."""
@@ -207,7 +212,7 @@ class SealedFile:
                 raise PistageError(Code.INVALID, "its check sum is wrong")
             data = decompress(codec, packed, expected)
         except OSError as error:
-            raise self._damaged(part, number, error.strerror) from None
+            raise self._damaged(part, number, error.strerror or str(error)) from None
         except PistageError as error:
             raise self._damaged(part, number, str(error)) from None
         if len(data) != expected:
@@ -257,7 +262,7 @@ def _parsed(path: Path, fd: int, size: int) -> dict[Part, _Stream]:
             raise _damaged(path, "it does not end as it should")
         directory = os.pread(fd, length, begin)
     except OSError as error:
-        raise _damaged(path, error.strerror) from None
+        raise _damaged(path, error.strerror or str(error)) from None
     if zlib.crc32(directory) != check:
         raise _damaged(path, "the check sum of its directory is wrong")
     streams: dict[Part, _Stream] = {}

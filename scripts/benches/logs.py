@@ -8,9 +8,11 @@ import signal
 from pathlib import Path
 
 from benches.logs_cluster import Options, Text
+from benches.logs_followers import followers
+from benches.logs_latency import first
 from benches.logs_throughput import many, throughput
 
-PARTS = {"throughput": throughput, "many": many}
+PARTS = {"throughput": throughput, "many": many, "first": first, "followers": followers}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

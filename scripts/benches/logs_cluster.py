@@ -111,9 +111,15 @@ class Gate:
         if self._descriptor < 0:
             self._descriptor = os.open(self.path, os.O_RDWR)  # which does not wait for a reader
 
+    def write(self, text: str) -> None:
+        """To whoever reads it."""
+        os.write(self._descriptor, text.encode())
+
     def close(self) -> None:
+        """Remove it; who reads it is at its end."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
+            self._descriptor = -1
         self.path.unlink(missing_ok=True)
 
 
@@ -125,7 +131,8 @@ def gates(directory: Path, *names: str) -> Iterator[list[Gate]]:
         yield made
     finally:
         for gate in made:
-            gate.open()
+            if gate.path.exists():
+                gate.open()
         for gate in made:
             gate.close()
 
@@ -170,10 +177,10 @@ class Cluster:
 
     def definition(self, scripts: Sequence[str]) -> bytes:
         """A task for each script, all at once."""
-        steps = [{"run": script} for script in scripts]
+        step: dict[str, Any] = {"image": IMAGE}
         if self.runtime == "docker":
-            steps = [step | {"image": IMAGE, "volumes": [f"{self.text.directory}:{INSIDE}"]} for step in steps]
-        uses = {f"t{number}": [step] for number, step in enumerate(steps)}
+            step["volumes"] = [f"{self.text.directory}:{INSIDE}"]
+        uses = {f"t{number}": [step | {"run": script}] for number, script in enumerate(scripts)}
         return json.dumps({"name": "Printer", "retry": 0, "uses": uses}).encode()
 
     async def submit(self, *scripts: str) -> str:
@@ -182,11 +189,11 @@ class Cluster:
         return str(json.loads(answer)["id"])
 
     async def run(self, run_id: str) -> dict[str, Any]:
-        return dict(json.loads(await ask(self.url, request("GET", f"/api/v1/runs/{run_id}", token=TOKEN))))
+        return dict(json.loads(await ask(self.url, request("GET", f"/api/v1/runs/{run_id}", token=TOKEN), 60.0)))
 
-    async def ended(self, run_id: str) -> dict[str, Any]:
+    async def ended(self, run_id: str, wait_s: float = _WAIT_S) -> dict[str, Any]:
         """The run once it is over; AssertionError unless it succeeded."""
-        async with asyncio.timeout(_WAIT_S):
+        async with asyncio.timeout(wait_s):
             while (run := await self.run(run_id))["state"] in {"pending", "queued", "running"}:
                 await asyncio.sleep(0.1)
         assert run["state"] == "succeeded", run
@@ -198,6 +205,23 @@ class Cluster:
         wrapper = os.environ.get("BENCH_CLI_OPTIONS", "-m pistage").split()
         command = [sys.executable, *wrapper, "logs", run_id, "-f", *options]
         return subprocess.Popen(command, env=environ, stdout=stdout)
+
+    async def has_printed(self, run_id: str, count: int) -> None:
+        """Once so many bytes of the run's first stream are in the leader's files."""
+        async with asyncio.timeout(_WAIT_S):
+            while sum(path.stat().st_size for path in self.logs_of(run_id).glob("*/*.1")) < count:
+                await asyncio.sleep(0.05)
+
+    def resident_kib(self, *, peak: bool = False) -> dict[int, int]:
+        """Of each master: now, or at most since `forget_peaks`."""
+        key = "VmHWM:" if peak else "VmRSS:"
+        pids = [self.masters.pid(node) for node in range(self.masters.nodes)]
+        return {pid: int(Path(f"/proc/{pid}/status").read_text().split(key)[1].split()[0]) for pid in pids}
+
+    def forget_peaks(self) -> None:
+        """What `resident_kib` says of the peak begins now."""
+        for node in range(self.masters.nodes):
+            Path(f"/proc/{self.masters.pid(node)}/clear_refs").write_text("5")
 
     def logs_of(self, run_id: str, node: int | None = None) -> Path:
         """Where a master keeps the run's output: the leader, unless said."""
@@ -214,7 +238,7 @@ async def a_cluster(directory: Path, runtime: str, text: Text) -> AsyncIterator[
         where = ["--data-dir", str(directory / "agent"), "--masters", ",".join(masters.urls), "--slots", "128"]
         how = {
             "docker": ["--bind-paths", str(text.directory)],
-            "host": ["--runtime", "host", "--allow-host-runtime"],
+            "host": ["--runtime", "host", "--allow-host-runtime", "--ignore-images"],
         }[runtime]
         wrapper = os.environ.get("BENCH_PYTHON_OPTIONS", "-m pistage").split()
         command = [sys.executable, *wrapper, "serve", "--role", "agent", *where, *how]

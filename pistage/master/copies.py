@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, assert_never
 
 import aiohttp
@@ -22,7 +22,7 @@ from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended
 from pistage.master.owning import running
 from pistage.master.peers import UNREACHABLE, Peers
-from pistage.master.tenure import LISTED_AT_ONCE, SURVEYED_AT_ONCE, Group, Tenure, deposed
+from pistage.master.tenure import LISTED_AT_ONCE, SURVEYED_AT_ONCE, Dropped, Group, Tenure, deposed
 from pistage.wire import Copied, Copy, CopyAnswer, CopyQuestion, Extents, Fetch, Inventory, LogFrame, LogGap, Survey
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,11 @@ _BEGIN_S = 1.0
 class Copies:
     """`lead` on the master that leads; the rest on every master."""
 
-    def __init__(self, group: Group, logs: LogStore, courier: Courier, *, replicas: int) -> None:
+    def __init__(
+        self, group: Group, logs: LogStore, courier: Courier, *, replicas: int, dropped: Dropped | None = None
+    ) -> None:
         self._group, self._logs, self._courier, self._replicas = group, logs, courier, replicas
+        self._dropped = dropped or _nothing_dropped
         self._tenure: Tenure | None = None
         self._began = asyncio.Event()
 
@@ -66,12 +69,17 @@ class Copies:
             raise deposed() from None
         return await self._tenure.readable(run_id)
 
+    def drop(self, run_ids: Sequence[str]) -> None:
+        """The output of these runs is removed everywhere."""
+        if self._tenure is not None:
+            self._tenure.drop(run_ids)
+
     async def lead(self) -> None:
         """Care for output while this master leads, until cancelled."""
         while True:
             while not self._group.is_leading:
                 await self._group.role_change()
-            tenure = Tenure(self._group, self._logs, self._courier, replicas=self._replicas)
+            tenure = Tenure(self._group, self._logs, self._courier, replicas=self._replicas, dropped=self._dropped)
             self._tenure = tenure
             self._began.set()
             try:
@@ -145,6 +153,10 @@ class HttpCourier:
         except UNREACHABLE as error:
             raise PistageError(Code.UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
         return wire.unpack_copy_answer(question, body)
+
+
+async def _nothing_dropped(run_ids: Sequence[str]) -> Sequence[str]:
+    return ()
 
 
 async def _in_pieces(raw: bytes) -> AsyncIterator[memoryview]:

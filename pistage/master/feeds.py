@@ -178,6 +178,9 @@ class Feed:
                 log.error("run=%s cannot be copied: %s", run.run_id, damage)
                 self.forget(run.run_id)
                 continue
+            if place.next < run.count and not piece.records:  # its output was dropped meanwhile
+                self.forget(run.run_id)
+                continue
             batch.append((run, piece))
             left -= len(piece.data) + len(piece.records)
             if left <= 0:

@@ -13,10 +13,10 @@ import heapq
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _QUEUE_FRAMES = 256  # at most 64 MiB; then the sessions wait, and with them the agents
 _BATCH_FRAMES = 64
+_LISTED_AT_ONCE = 500
+_REMOVED = ".removed"  # behind the name of a run's directory that is being deleted
 T = TypeVar("T")
 
 
@@ -179,9 +181,40 @@ class LogStore:
             self.signals.wake(run_id)
 
     async def remove(self, run_id: str) -> None:
-        """Delete a run's output here."""
-        await self.end(run_id)
-        await asyncio.to_thread(shutil.rmtree, self._directory / run_id, ignore_errors=True)
+        """Delete a run's output here; PistageError `unavailable` where the disk does not let it go."""
+        directory, aside = self._directory / run_id, self._directory / (run_id + _REMOVED)
+
+        def set_aside() -> None:
+            # In one step, by the thread that writes: nobody opens, or writes to, what is half gone.
+            self._writer.forget(run_id)
+            index_of.close_sealed(directory)
+            try:
+                directory.rename(aside)
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # whether the disk has failed is for those to find who need it
+                raise PistageError(Code.UNAVAILABLE, f"run {run_id} is not removed: {error.strerror}") from None
+
+        await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
+        await self._do(set_aside)
+        self.signals.wake(run_id)
+        await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
+
+    async def finish_removals(self) -> None:
+        """Delete what earlier removals have left where a master was stopped in the middle of one."""
+
+        def finish() -> None:
+            for path in self._directory.glob(f"*{_REMOVED}"):
+                shutil.rmtree(path, ignore_errors=True)
+
+        await asyncio.to_thread(finish)
+
+    async def run_ids(self) -> AsyncGenerator[list[str], None]:
+        """The runs that have output here, some at a time, in no order."""
+        with os.scandir(self._directory) as entries:
+            names = (entry.name for entry in entries if ids.is_id(entry.name))
+            while page := await asyncio.to_thread(lambda: list(islice(names, _LISTED_AT_ONCE))):
+                yield page
 
     def close(self) -> None:
         """Close every file."""

@@ -312,6 +312,18 @@ async def attempts_with_output(snapshot: Snapshot, run_id: str) -> dict[str, tup
     return {attempt_id: (task, number) for attempt_id, task, number in rows}
 
 
+async def output_dropped(snapshot: Snapshot, run_ids: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Of these runs those whose output was dropped: when, milliseconds UTC, and why."""
+    rows = await snapshot.rows(DROPPED, (json.dumps(list(run_ids)),))
+    return {row["id"]: (row["output_dropped_at"], row["output_dropped_reason"]) for row in rows}
+
+
+DROPPED = """
+SELECT run.id, run.output_dropped_at, run.output_dropped_reason
+FROM json_each(?) AS asked JOIN run ON run.id = asked.value WHERE run.output_dropped_at IS NOT NULL
+"""
+
+
 async def queues(snapshot: Snapshot) -> list[tuple[QueueSettings, bool, int, int]]:
     """Each queue that something was said about or that has runs: how it is served, whether that was said, and how many
     of its runs are running and waiting."""

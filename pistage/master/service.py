@@ -27,6 +27,7 @@ from pistage.master.members import Members
 from pistage.master.owning import running
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
+from pistage.master.retention import Drops, Removals, dropped_in
 from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
 from pistage.master.snapshots import Snapshots
@@ -85,6 +86,7 @@ class Master:
         peers.on_message(replica.receive)
         context = self.context = self._context(stack, replica, peers)
         await stack.enter_async_context(running(context.logs.serve(), context.members.serve()))
+        await stack.enter_async_context(running(context.removals.serve()))
         self.routes = routes_of(context)
         bound_port = await stack.enter_async_context(
             listening(
@@ -120,7 +122,8 @@ class Master:
         )
         logs = LogStore(settings.data_dir / "logs", bounds)
         stack.callback(logs.close)
-        copies = Copies(replica, logs, HttpCourier(peers, replica.identity.group_id), replicas=settings.log_replicas)
+        courier = HttpCourier(peers, replica.identity.group_id)
+        copies = Copies(replica, logs, courier, replicas=settings.log_replicas, dropped=dropped_in(replica))
         sessions = Sessions(replica, copies, heartbeat_s=settings.heartbeat, lease_s=settings.lease)
         dispatch = Dispatch(replica, sessions, logs)
         sessions.on_change(dispatch.wake)
@@ -136,6 +139,8 @@ class Master:
             sessions=sessions,
             dispatch=dispatch,
             losses=Losses(replica, sessions, lease_s=settings.lease),
+            drops=Drops(replica),
+            removals=Removals(replica, logs, copies),
             logs=logs,
             copies=copies,
             planner=Planner(lambda: replica.reader.path),
@@ -166,7 +171,7 @@ async def _lead(context: Context) -> None:
             continue
         context.sessions.open()
         sessions = (context.sessions.watch_the_clock(), context.sessions.answer_heartbeats())
-        services = (*sessions, context.dispatch.serve(), context.losses.serve())
+        services = (*sessions, context.dispatch.serve(), context.losses.serve(), context.drops.serve())
         async with running(*services, context.members.lead(), context.copies.lead()):
             await replica.until_deposed()
         await context.sessions.close(leader=context.leader_elsewhere())

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -52,6 +52,8 @@ _HELD_BYTES_MAX = 64 * limits.MIB
 _RUNS_MAX = 4096
 _SWEEP_EVERY_S, _SWEEP_AGAIN_S, _SWEEP_PAUSE_S = 60.0, 5.0, 0.05
 _SWEPT_AT_ONCE = 64
+#: Of these runs, those whose output is dropped, by the state.
+Dropped = Callable[[Sequence[str]], Awaitable[Collection[str]]]
 
 
 class Group(Protocol):
@@ -72,8 +74,9 @@ class Group(Protocol):
 class Tenure:
     """Made when the term begins; `serve` while it lasts, then `close`."""
 
-    def __init__(self, group: Group, logs: LogStore, courier: Courier, *, replicas: int) -> None:
+    def __init__(self, group: Group, logs: LogStore, courier: Courier, *, replicas: int, dropped: Dropped) -> None:
         self.term = group.term
+        self._dropped = dropped
         self._group, self._logs, self._courier, self._replicas = group, logs, courier, replicas
         self._runs: dict[str, LedRun] = {}
         self._wanted: dict[str, LedRun] = {}  # to be surveyed
@@ -113,6 +116,13 @@ class Tenure:
         if self.is_closed:
             raise deposed()
         return max(run.floor, run.safe)
+
+    def drop(self, run_ids: Sequence[str]) -> None:
+        """The output of these runs is removed everywhere: nobody is fed with it any more."""
+        for run_id in run_ids:
+            self._feeding.forget(run_id)
+            if (run := self._runs.get(run_id)) and run.is_idle and run_id not in self._wanted:
+                del self._runs[run_id]
 
     def close(self) -> None:
         """The term is over: refuse what waits, and wake who reads."""
@@ -373,9 +383,14 @@ class Tenure:
             ]
             # A page that is full says nothing about runs older than its last one.
             bound = max((min(page) for page in pages if len(page) == LISTED_AT_ONCE), default="")
-            for run_id in sorted(pages[0].keys() | pages[1].keys(), reverse=True):
-                ours, theirs = (page.get(run_id, (0, 0)) for page in pages)
-                if run_id >= bound and ours != theirs:
+            known = sorted(pages[0].keys() | pages[1].keys(), reverse=True)
+            differing = [
+                run_id for run_id in known if run_id >= bound and len({page.get(run_id, (0, 0)) for page in pages}) > 1
+            ]
+            # What only one of us has not removed yet must not come back.
+            gone = await self._dropped(differing) if differing else ()
+            for run_id in differing:
+                if run_id not in gone:
                     await self._mend(run_id, feed)
             if not bound:
                 return

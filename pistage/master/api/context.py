@@ -17,6 +17,7 @@ from pistage.master.losses import Losses
 from pistage.master.members import Members
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
+from pistage.master.retention import Drops, Removals
 from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
 from pistage.master.snapshots import Snapshots
@@ -35,6 +36,8 @@ class Context:
     sessions: Sessions
     dispatch: Dispatch
     losses: Losses
+    drops: Drops
+    removals: Removals
     logs: LogStore
     copies: Copies
     planner: Planner

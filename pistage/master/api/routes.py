@@ -20,6 +20,7 @@ from pistage.master.api.leading import after_reading_up, at_the_leader, sent_to_
 from pistage.master.api.output import OutputRoutes
 from pistage.master.api.peers import PeerRoutes
 from pistage.master.api.queues import QueueRoutes
+from pistage.master.api.retention import RetentionRoutes
 from pistage.master.api.runs import RunRoutes
 from pistage.master.api.why import WhyRoutes
 from pistage.master.copies import OUTPUT_PATH
@@ -44,7 +45,7 @@ class Route:
 def routes_of(context: Context) -> list[Route]:
     """Every route of a master."""
     runs, why, output = RunRoutes(context), WhyRoutes(context), OutputRoutes(context)
-    actions, queues = ActionRoutes(context), QueueRoutes(context)
+    actions, queues, retention = ActionRoutes(context), QueueRoutes(context), RetentionRoutes(context)
     agents, cluster = AgentRoutes(context), ClusterRoutes(context)
     peers = PeerRoutes(context)
     lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
@@ -58,6 +59,8 @@ def routes_of(context: Context) -> list[Route]:
         Route("POST", "/api/v1/runs/{id}/cancel", lead(runs.cancel)),
         Route("POST", "/api/v1/runs/{id}/retry", lead(runs.retry)),
         Route("POST", "/api/v1/runs/{id}/priority", lead(runs.set_priority)),
+        Route("POST", "/api/v1/runs/{id}/pin", lead(retention.pin)),
+        Route("POST", "/api/v1/runs/{id}/unpin", lead(retention.unpin)),
         Route("GET", "/api/v1/runs/{id}/logs", lead(output.logs)),
         Route("GET", "/api/v1/runs/{id}/events", read(output.events)),
         Route("PUT", "/api/v1/actions/{name}", lead(actions.put)),
@@ -69,6 +72,9 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/api/v1/queues", read(queues.list)),
         Route("PUT", "/api/v1/queues/{name}", lead(queues.put)),
         Route("DELETE", "/api/v1/queues/{name}", lead(queues.delete)),
+        Route("GET", "/api/v1/retention", read(retention.list)),
+        Route("PUT", "/api/v1/retention/{name}", lead(retention.put)),
+        Route("DELETE", "/api/v1/retention/{name}", lead(retention.delete)),
         Route("GET", "/api/v1/agents", lead(read(agents.list))),
         Route("POST", "/api/v1/agents/{id}/drain", lead(agents.drain)),
         Route("POST", "/api/v1/agents/{id}/resume", lead(agents.resume)),

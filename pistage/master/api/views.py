@@ -75,7 +75,8 @@ async def titles_in(snapshot: Snapshot, texts: Iterable[str]) -> Callable[[str],
 _RUN_COLUMNS = """
 id, project, name, number, owner, state, reason, priority, queue, concurrency, concurrency_limit, retry_of,
 (SELECT other.number FROM run AS other WHERE other.id = run.retry_of) AS retry_of_number,
-notes, cancel_reason, created_at, started_at, finished_at
+notes, cancel_reason, is_pinned, output_bytes, output_dropped_at, output_dropped_reason, created_at, started_at,
+finished_at
 """
 
 _APPLIED_INDEX = "(SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'applied_index') AS applied_index"
@@ -100,6 +101,10 @@ def run_head(row: Row) -> dict[str, Any]:
         "retry_of": row["retry_of"],
         "retry_of_number": row["retry_of_number"],
         "notes": json.loads(row["notes"]),
+        "is_pinned": bool(row["is_pinned"]),
+        "output_bytes": row["output_bytes"],
+        "output_dropped_at": at(row["output_dropped_at"]),
+        "output_dropped_reason": row["output_dropped_reason"],
         "created_at": at(row["created_at"]),
         "started_at": at(row["started_at"]),
         "finished_at": at(row["finished_at"]),

@@ -213,9 +213,14 @@ def sealed_path(directory: Path, attempt_id: str) -> Path:
 _sealed_files: Final = OpenFiles()
 
 
+def stub_path(directory: Path, attempt_id: str) -> Path:
+    """What takes the place of the sealed file of an attempt that is in the archive alone."""
+    return directory / f"{attempt_id}.stub"
+
+
 def sealed_file(directory: Path, attempt_id: str) -> SealedFile | None:
-    """What is sealed of an attempt; None where nothing is. PistageError `storage` for damage."""
-    return _sealed_files.at(sealed_path(directory, attempt_id))
+    """What is sealed of an attempt, or its stub; None where nothing is. PistageError `storage` for damage."""
+    return _sealed_files.at(sealed_path(directory, attempt_id)) or _sealed_files.at(stub_path(directory, attempt_id))
 
 
 def close_sealed(directory: Path) -> None:

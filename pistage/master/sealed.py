@@ -4,6 +4,10 @@
 
 The directory says of each stream its length and SHA-256, and of each of its blocks where it stands, its codec and the
 check sum of what stands there. So every byte of the file is accounted for, and a read touches the blocks that it needs.
+
+Of a file that went to an archive a stub is left, the same without its blocks: it says where they are.
+
+    magic | lengths of two names, URL of the archive, name in it, directory | check sum and length of these, magic
 """
 
 from __future__ import annotations
@@ -23,11 +27,14 @@ from typing import Final
 
 from pistage.core import limits
 from pistage.errors import Code, PistageError
+from pistage.master.archive import archive_at
 from pistage.master.directories import sync_directory
 from pistage.wire.codecs import Codec, compress, decompress
 
 BLOCK_BYTES: Final = 256 * limits.KIB  # a line costs the reading of one: half a millisecond; twice as much saves 2 %
 _MAGIC = b"sealed1\n"
+_STUB_MAGIC = b"stub..1\n"
+_NAMES = struct.Struct("<HH")
 _STREAM = struct.Struct("<HBxIQ32s")  # step, stream, number of blocks, length, SHA-256; then its blocks
 _BLOCK = struct.Struct("<QIIB")  # offset in the file, length there, its CRC32, codec
 _TAIL = struct.Struct("<IQ8s")  # CRC32 and length of the directory, magic
@@ -148,7 +155,8 @@ class SealedFile:
         self._number = next(_numbers)
         status = os.fstat(fd)
         self.identity = _identity(status)
-        self._streams = _parsed(path, fd, status.st_size)
+        self._archived, self._directory = _checked(path, fd, status.st_size)
+        self._streams = _parsed(self._directory)
 
     @classmethod
     def open(cls, path: Path) -> SealedFile:
@@ -207,17 +215,33 @@ class SealedFile:
         offset, length, check, codec = _BLOCK.unpack_from(stream.blocks, number * _BLOCK.size)
         expected = min(BLOCK_BYTES, stream.length - number * BLOCK_BYTES)
         try:
-            packed = os.pread(self._fd, length, offset)
-            if zlib.crc32(packed) != check:
-                raise PistageError(Code.INVALID, "its check sum is wrong")
-            data = decompress(codec, packed, expected)
+            packed = self._stored(offset, length)
         except OSError as error:
             raise self._damaged(part, number, error.strerror or str(error)) from None
+        if zlib.crc32(packed) != check:
+            raise self._damaged(part, number, "its check sum is wrong")
+        try:
+            data = decompress(codec, packed, expected)
         except PistageError as error:
             raise self._damaged(part, number, str(error)) from None
         if len(data) != expected:
             raise self._damaged(part, number, "it is too short")
         return data
+
+    def _stored(self, offset: int, length: int) -> bytes:
+        if self._archived is None:
+            return os.pread(self._fd, length, offset)
+        url, name = self._archived
+        return archive_at(url).read(name, offset, length)
+
+    def write_stub(self, path: Path, url: str, name: str) -> None:
+        """Make the stub of this file at `path`, durably but for its name, once the file is in the archive at `url`."""
+        names = url.encode(), name.encode()
+        body = _NAMES.pack(*map(len, names)) + b"".join(names) + self._directory
+        with path.open("wb") as file:
+            file.write(_STUB_MAGIC + body + _TAIL.pack(zlib.crc32(body), len(body), _MAGIC))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _damaged(self, part: Part, number: int, why: str) -> PistageError:
         return _damaged(self.path, f"step {part[0]}, stream {part[1]}, block {number}: {why}")
@@ -251,20 +275,29 @@ def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _parsed(path: Path, fd: int, size: int) -> dict[Part, _Stream]:
+def _checked(path: Path, fd: int, size: int) -> tuple[tuple[str, str] | None, bytes]:
+    """Of a stub, the URL and the name of what it stands for; and the directory."""
     try:
-        tail_at = size - _TAIL.size
-        if tail_at < len(_MAGIC) or os.pread(fd, len(_MAGIC), 0) != _MAGIC:
+        magic, tail_at = os.pread(fd, len(_MAGIC), 0), size - _TAIL.size
+        if tail_at < len(_MAGIC) or magic not in {_MAGIC, _STUB_MAGIC}:
             raise _damaged(path, "it does not begin as it should")
-        check, length, magic = _TAIL.unpack(os.pread(fd, _TAIL.size, tail_at))
+        check, length, end = _TAIL.unpack(os.pread(fd, _TAIL.size, tail_at))
         begin = tail_at - length
-        if magic != _MAGIC or begin < len(_MAGIC) or length > _DIRECTORY_BYTES_MAX:
+        if end != _MAGIC or begin < len(_MAGIC) or length > _DIRECTORY_BYTES_MAX:
             raise _damaged(path, "it does not end as it should")
-        directory = os.pread(fd, length, begin)
+        body = os.pread(fd, length, begin)
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from None
-    if zlib.crc32(directory) != check:
+    if zlib.crc32(body) != check:
         raise _damaged(path, "the check sum of its directory is wrong")
+    if magic == _MAGIC:
+        return None, body
+    of_url, of_name = _NAMES.unpack_from(body)
+    names, directory = body[_NAMES.size :][: of_url + of_name], body[_NAMES.size + of_url + of_name :]
+    return (names[:of_url].decode(), names[of_url:].decode()), directory
+
+
+def _parsed(directory: bytes) -> dict[Part, _Stream]:
     streams: dict[Part, _Stream] = {}
     at = 0
     while at < len(directory):

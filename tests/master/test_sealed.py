@@ -12,6 +12,7 @@ import pytest
 
 from pistage.errors import Code, PistageError
 from pistage.master import sealed
+from pistage.master.archive import archive_at
 from pistage.master.sealed import OpenFiles, SealedFile, Source, unseal
 from pistage.wire.codecs import Codec
 
@@ -287,3 +288,31 @@ def test_a_large_stream_comes_back_whole(tmp_path: Path) -> None:
     for block in file.blocks("1", 1):
         digest.update(block)
     assert digest.digest() == hashlib.sha256(data).digest()
+
+
+def test_a_stub_reads_what_is_in_the_archive_and_says_when_it_is_not(tmp_path: Path) -> None:
+    streams = some_streams(3)
+    path, stub = a_sealed_file(tmp_path, streams), tmp_path / "attempt.stub"
+    (tmp_path / "archive").mkdir()
+    url = f"file://{tmp_path}/archive"
+    archive_at(url).put("run/attempt", path)
+    SealedFile.open(path).write_stub(stub, url, "run/attempt")
+    told = SealedFile.open(path).streams
+    path.unlink()
+    file = SealedFile.open(stub)
+    assert file.streams == told
+    for (step, stream), data in streams.items():
+        assert file.read(step, stream, 100, 1 << 20) == data[100 : 100 + (1 << 20)]
+    archive_at(url).delete_below("run")
+    with pytest.raises(PistageError, match="has lost run/attempt"):
+        SealedFile.open(stub).read(*next(key for key, data in streams.items() if data), 0, 10)
+
+
+def test_a_damaged_stub_is_told_from_a_whole_one(tmp_path: Path) -> None:
+    stub = tmp_path / "attempt.stub"
+    SealedFile.open(a_sealed_file(tmp_path, some_streams(1))).write_stub(stub, "s3://bucket", "run/attempt")
+    whole = stub.read_bytes()
+    for at in range(0, len(whole), 7):
+        stub.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(PistageError, match="damaged"):
+            SealedFile.open(stub)

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -24,6 +24,7 @@ ROOT: Final = Path(__file__).parent.parent.parent
 PISTAGE: Final = (sys.executable, "-m", "pistage")
 _END_S = 20.0
 _VERB_S = 90.0
+_HOST: Final = ("--runtime", "host", "--allow-host-runtime", "--ignore-images")
 
 
 class Network(Protocol):
@@ -57,6 +58,7 @@ class Shape:
     agents: int = 2
     master_flags: tuple[str, ...] = ()
     agent_flags: tuple[str, ...] = ("--slots", "16")
+    runtimes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of agents that are not of the host
 
 
 class Group:
@@ -96,7 +98,7 @@ class Group:
 
     def _agent_flags(self, name: str) -> tuple[str, ...]:
         where = ("--data-dir", str(self.data_dir(name)), "--name", name, "--masters", ",".join(self.urls.values()))
-        return (*where, "--runtime", "host", "--allow-host-runtime", "--ignore-images", *self.shape.agent_flags)
+        return (*where, *self.shape.runtimes.get(name, _HOST), *self.shape.agent_flags)
 
     def prefix(self, name: str) -> tuple[str, ...]:
         """What stands before the command of a process that is to be where this one is."""

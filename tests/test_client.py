@@ -1,7 +1,6 @@
 """The client against a master that misbehaves on purpose: away, elsewhere, cut off in the middle."""
 
 import asyncio
-import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -10,9 +9,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from pistage.client import Client, Selection
+from pistage.client import Chunk, Client, Gap, Line, Pattern, Selection
 from pistage.client.transport import Transport
 from pistage.errors import Code, PistageError
+from tests.cli.printed import Piece, Printed, gap
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[[dict[str, Handler]], Awaitable[str]]
@@ -206,7 +206,7 @@ async def test_bytes_arrive_once_however_often_the_stream_breaks(serve: Serve) -
     async def logs(request: web.Request) -> web.StreamResponse:
         offset = int(request.query["offset"])
         offsets.append(offset)
-        assert request.headers["Accept"] == "text/plain"
+        assert request.headers["Accept"] == "application/octet-stream"
         assert request.query["stream"] == "stdout"
         response = web.StreamResponse()
         await response.prepare(request)
@@ -221,30 +221,158 @@ async def test_bytes_arrive_once_however_often_the_stream_breaks(serve: Serve) -
     assert offsets[0] == 0
 
 
-async def test_chunks_go_on_behind_the_last_one_that_was_whole(serve: Serve) -> None:
-    starts: list[int] = []
+class Breaking:
+    """The output of a run whose every answer is cut off, but for the last; it grows from each to the next."""
 
-    def piece(number: int) -> bytes:
-        data = base64.b64encode(b"%d\xff" % number).decode()
-        fields = {"number": number, "task": "t", "attempt": 1, "step": "1", "stream": "stdout", "data": data}
-        return json.dumps(fields).encode() + b"\n"
+    def __init__(self, *stages: Printed, cut_at: float = 0.6) -> None:
+        self.stages = list(stages)
+        self.cut_at = cut_at
+        self.queries: list[dict[str, str]] = []
 
-    async def logs(request: web.Request) -> web.StreamResponse:
-        start = int(request.query["offset"])
-        starts.append(start)
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        query = dict(request.query)
+        self.queries.append(query)
+        is_followed = "follow" in query  # what is not is no more than a question before it
+        stage = self.stages[0]
+        body = b"".join(stage.answer(request.headers["Accept"], query))
         response = web.StreamResponse()
         await response.prepare(request)
-        if len(starts) == 1:
-            await response.write(piece(0) + piece(3) + piece(4)[:20])
+        if is_followed and len(self.stages) > 1:
+            self.stages.pop(0)
+            await response.write(body[: int(len(body) * self.cut_at)])
             cut(request)
-        elif start < 5:
-            await response.write(piece(4))
+        await response.write(body)
         return response
 
-    async with Client([await serve({"GET /runs/r/logs": logs, "GET /runs/r": over()})]) as client:
-        got = [(chunk.number, chunk.data) async for chunk in client.follow_chunks("r")]
-    assert got == [(0, b"0\xff"), (3, b"3\xff"), (4, b"4\xff")]
-    assert starts == [0, 4]
+    def routes(self) -> dict[str, Handler]:
+        return {"GET /runs/r/logs": self.logs, "GET /runs/r": over()}
+
+
+def growing(pieces: list[Piece], *counts: int, part_bytes: int = 64 * 1024) -> list[Printed]:
+    """The same output, more of it each time; with the last stage the run is over."""
+    stages = [Printed(pieces[:count], part_bytes, is_over=False) for count in counts]
+    return [*stages, Printed(pieces, part_bytes)]
+
+
+async def test_chunks_go_on_behind_the_last_one_that_was_whole(serve: Serve) -> None:
+    pieces = [Piece("t", "1", "stdout", b"%d\xff" % number + b"x" * 200) for number in range(5)]
+    master = Breaking(*growing(pieces, 2, 4))
+    async with Client([await serve(master.routes())]) as client:
+        got = [chunk async for chunk in client.follow_chunks("r")]
+    assert [(one.number, one.data) for one in got if isinstance(one, Chunk)] == [
+        (number, piece.data) for number, piece in enumerate(pieces)
+    ]
+    assert [query["offset"] for query in master.queries[:3]] == ["0", "0", "1"]
+
+
+async def test_a_piece_in_parts_is_gone_on_with_in_the_middle(serve: Serve) -> None:
+    pieces = [Piece("t", "1", "stdout", "ü✓".encode() * 50), Piece("t", "1", "stdout", b"end")]
+    master = Breaking(*growing(pieces, 1, 2, part_bytes=7))
+    async with Client([await serve(master.routes())]) as client:
+        got = [chunk async for chunk in client.follow_chunks("r") if isinstance(chunk, Chunk)]
+    assert b"".join(chunk.data for chunk in got) == pieces[0].data + b"end"
+    assert {chunk.number for chunk in got} == {0, 1}
+
+
+async def test_a_gap_comes_once_and_in_its_place(serve: Serve) -> None:
+    pieces = [
+        Piece("t", "1", "stdout", b"head"),
+        gap("t", "1", "7 bytes are not kept"),
+        Piece("t", "1", "stdout", b"tail"),
+    ]
+    master = Breaking(*growing(pieces, 2), cut_at=1.0)
+    async with Client([await serve(master.routes())]) as client:
+        got = [chunk async for chunk in client.follow_chunks("r")]
+    assert [type(one) for one in got] == [Chunk, Gap, Chunk]
+    assert isinstance(got[1], Gap)
+    assert (got[1].missing, got[1].reason, got[1].text) == (7, "limit", "7 bytes are not kept")
+
+
+LINES = [Piece("t", "1", "stdout", b"%d " % number + b"x" * 40 + b"\nhalf ") for number in range(20)]
+
+
+@pytest.mark.parametrize("tail", [0, 1, 3, 50])
+async def test_the_last_lines_and_those_that_follow_are_told_once(serve: Serve, tail: int) -> None:
+    master = Breaking(*growing(LINES, 5, 10, 15))
+    async with Client([await serve(master.routes())]) as client:
+        got = [line async for line in client.follow_lines("r", tail=tail) if isinstance(line, Line)]
+    first = max(0, 6 - max(tail, 1))  # five were whole, and a sixth was begun: it is the last one
+    assert [line.line for line in got] == list(range(first, 21))
+    assert [line.text for line in got[-2:]] == ["half 19 " + "x" * 40, "half "]
+
+
+@pytest.mark.parametrize("tail", [0, 1, 3, 50])
+async def test_the_bytes_of_the_last_lines_and_those_that_follow_come_once(serve: Serve, tail: int) -> None:
+    whole = b"".join(piece.data for piece in LINES)
+    there = b"".join(piece.data for piece in LINES[:5])
+    master = Breaking(*growing(LINES, 5, 10, 15))
+    async with Client([await serve(master.routes())]) as client:
+        got = await collect(client.output("r").follow_bytes(Selection(), tail=tail))
+    last = b"".join(there.splitlines(keepends=True)[-tail:]) if tail else b""
+    assert got == last + whole[len(there) :]
+
+
+async def test_lines_of_steps_that_are_all_open_are_none_of_them_left_behind(serve: Serve) -> None:
+    """The last line is that of b; then b ends first, and takes the number that the open line of a had."""
+    pieces = [
+        Piece("a", "1", "stdout", b"whole\na opens"), Piece("b", "1", "stdout", b"b opens"),
+        Piece("b", "1", "stdout", b", b ends\n"), Piece("a", "1", "stdout", b", a ends\n"),
+    ]  # fmt: skip
+    master = Breaking(*growing(pieces, 2))
+    async with Client([await serve(master.routes())]) as client:
+        got = [line.text async for line in client.follow_lines("r", tail=1) if isinstance(line, Line)]
+    assert got == ["b opens, b ends", "a opens, a ends"]
+
+
+async def test_matches_are_looked_for_from_where_the_last_one_was(serve: Serve) -> None:
+    pieces = [Piece("t", "1", "stdout", b"ERROR %d\nfine\n" % number) for number in range(12)]
+    master = Breaking(*growing(pieces, 4, 8))
+    pattern = Pattern(text="error [0-9]+$", is_regex=True, ignores_case=True)
+    async with Client([await serve(master.routes())]) as client:
+        lines = client.follow_lines("r", pattern=pattern, limit=10)
+        got = [line.text async for line in lines if isinstance(line, Line)]
+    assert got == [f"ERROR {number}" for number in range(10)]
+    assert master.queries[0] | {"grep": "error [0-9]+$", "regex": "1", "ignore_case": "1"} == master.queries[0]
+    assert master.queries[-1]["offset"] != "0"
+
+
+async def test_a_search_that_was_cut_off_tells_the_rest(serve: Serve) -> None:
+    lines = [
+        {"kind": "line", "run": run, "name": "demo", "number": 3 - place, "task": "t", "attempt": 1, "step": "1",
+         "stream": "stdout", "line": line, "at": "", "text": f"{run} {line}"}
+        for place, run in enumerate("zyx") for line in (4, 7)
+    ]  # fmt: skip
+    end = {"kind": "end", "next": "more", "runs": 3}
+    asked: list[dict[str, str]] = []
+
+    async def logs(request: web.Request) -> web.StreamResponse:
+        asked.append(dict(request.query))
+        body = b"".join(json.dumps(value).encode() + b"\n" for value in [*lines, end])
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(body[: len(body) * len(asked) // 3])
+        if len(asked) == 2:
+            cut(request)
+        return response  # the first is cut off politely: an answer without its end is none
+
+    async with Client([await serve({"GET /logs": logs})]) as client:
+        found = client.search_output(Pattern(text="x y"), name="demo", state=None, limit="9")
+        got = [value async for value in found]
+    assert got == [*lines, end]
+    assert asked == [{"grep": "x y", "name": "demo", "limit": "9"}] * 3
+
+
+async def test_a_line_that_no_newline_ends_is_never_held(serve: Serve) -> None:
+    """10 MB in parts: what is asked for again after a break is the line, and only its rest is told."""
+    pieces = [Piece("t", "1", "stdout", b"x" * 10_000_000)]
+    master = Breaking(*growing(pieces, 1))
+    longest = total = 0
+    async with Client([await serve(master.routes())]) as client:
+        async for line in client.follow_lines("r"):
+            assert isinstance(line, Line)
+            longest, total = max(longest, len(line.text)), total + len(line.text)
+    assert longest <= 64 * 1024
+    assert total == 10_000_000
 
 
 async def test_a_follower_outlives_the_master_it_follows() -> None:

@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
-from pistage.client.answers import Agent, Attempt, Chunk, Event, Page, Queue, Run, Selection, Step, Task, Why
+from pistage.client.answers import (
+    Agent,
+    Attempt,
+    Chunk,
+    Event,
+    Gap,
+    Line,
+    Page,
+    Pattern,
+    Queue,
+    Run,
+    Searched,
+    Selection,
+    Source,
+    Step,
+    Task,
+    Why,
+)
 from pistage.client.client import Client
 
-__all__ = ["Agent", "Attempt", "Chunk", "Client", "Event", "Page", "Queue", "Run", "Selection", "Step", "Task", "Why"]
+__all__ = [
+    "Agent",
+    "Attempt",
+    "Chunk",
+    "Client",
+    "Event",
+    "Gap",
+    "Line",
+    "Page",
+    "Pattern",
+    "Queue",
+    "Run",
+    "Searched",
+    "Selection",
+    "Source",
+    "Step",
+    "Task",
+    "Why",
+]

@@ -20,8 +20,10 @@ class Step(TypedDict, total=False):
     container: str
     started_at: str | None
     finished_at: str | None
-    stdout_bytes: int | None
+    stdout_bytes: int | None  # as much as it printed
     stderr_bytes: int | None
+    stdout_missing: int | None  # how much of that is not kept
+    stderr_missing: int | None
 
 
 class Attempt(TypedDict, total=False):
@@ -75,6 +77,10 @@ class Run(TypedDict, total=False):
     retry_of: str | None  # the run that it tries again
     retry_of_number: int | None
     notes: list[str]
+    is_pinned: bool  # its output stays, whatever retention says
+    output_bytes: int | None  # that its steps left, once it has ended
+    output_dropped_at: str | None
+    output_dropped_reason: str
     warnings: list[dict[str, Any]]
     created_at: str
     started_at: str | None
@@ -99,6 +105,18 @@ class Queue(TypedDict, total=False):
     is_set: bool  # something was said about it
     running: int
     waiting: int
+
+
+class Retention(TypedDict, total=False):
+    """For how long output of a pipeline is kept, None being no such bound, and how much it has."""
+
+    name: str  # "*" is all pipelines of which nothing else is said
+    age_s: float | None
+    bytes_max: int | None
+    runs_max: int | None
+    is_set: bool  # something was said about it
+    runs: int  # that have ended and have their output; of "*" those of all pipelines
+    output_bytes: int
 
 
 class Agent(TypedDict, total=False):
@@ -138,16 +156,14 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """Bytes of one stream ("stdout", "stderr") of one step; `number` orders the chunks of a run."""
+class Source:
+    """Where a piece or a line of output comes from: a stream ("stdout", "stderr") of a step, and when."""
 
-    number: int
     task: str
     attempt: int
     step: str
     stream: str
     at: str
-    data: bytes
 
     @property
     def origin(self) -> tuple[str, int, str, str]:
@@ -156,17 +172,85 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk(Source):
+    """Bytes of one stream of one step; `number` orders the chunks of a run, parts of a large one have the same."""
+
+    number: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap(Source):
+    """Bytes that are not there: how many (None where nobody knows), and why, in a word and in a sentence."""
+
+    number: int
+    missing: int | None
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line(Source):
+    """A line of one stream, without its newline.
+
+    A long one comes in parts: all but the last are `is_cut`. What no newline has ended yet `is_open`, and may come
+    again with more of it; only the new part of that is told then. `run` and `title` (`name#42`) are there where many
+    runs were searched.
+    """
+
+    line: int
+    text: str
+    is_cut: bool = False
+    is_open: bool = False
+    run: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """The end of a search over many runs: how many were looked at, and the cursor of those that were not."""
+
+    runs: int
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which output of a run: all of it, or that of a task, a step, an attempt, a stream."""
+    """Which output of a run: all of it, or that of a task, a step, an attempt, a stream, a time.
+
+    `since` and `until` are RFC 3339: since <= at < until. With `is_by_time` what several agents sent is told in the
+    order of its times, and not as it came; that cannot be followed.
+    """
 
     task: str | None = None
     step: str | None = None
     attempt: str | None = None
     stream: str | None = None
     has_kept: bool = True  # also what tasks printed that were kept from an earlier run
+    since: str | None = None
+    until: str | None = None
+    is_by_time: bool = False
 
     def parameters(self) -> dict[str, str]:
         """As the query of a request."""
-        named = {"task": self.task, "step": self.step, "attempt": self.attempt, "stream": self.stream}
+        named = {
+            "task": self.task, "step": self.step, "attempt": self.attempt, "stream": self.stream,
+            "since": self.since, "until": self.until,
+        }  # fmt: skip
         given = {key: value for key, value in named.items() if value is not None}
-        return given if self.has_kept else given | {"kept": "0"}
+        given |= {} if self.has_kept else {"kept": "0"}
+        return given | ({"order": "time"} if self.is_by_time else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """What a line must hold: a text, or with `is_regex` a match of an RE2 expression."""
+
+    text: str
+    is_regex: bool = False
+    ignores_case: bool = False
+
+    def parameters(self) -> dict[str, str]:
+        """As the query of a request."""
+        given = {"grep": self.text} | ({"regex": "1"} if self.is_regex else {})
+        return given | ({"ignore_case": "1"} if self.ignores_case else {})

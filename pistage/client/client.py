@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import quote
 
 from pistage import wire
-from pistage.client import backup, transport
-from pistage.client.answers import Agent, Chunk, Event, Page, Queue, Run, Selection, Why
-from pistage.client.streams import Streams
+from pistage.client import backup, output, streams, transport
+from pistage.client.answers import Agent, Chunk, Event, Gap, Line, Page, Pattern, Queue, Retention, Run, Selection, Why
+from pistage.client.output import Output
 from pistage.client.transport import Request, Transport
 
 _API = "/api/v1"
@@ -116,19 +117,54 @@ class Client:
 
     def follow_events(self, run: str, *, after: str = "") -> AsyncGenerator[Event, None]:
         """What happened to the run and what happens next, until it is over; survives a master that restarts."""
-        return self._streams(run).follow_events(after)
+        return streams.follow_events(self._transport, _API + _run_path(run), after)
 
-    def follow_chunks(
+    # --- output --------------------------------------------------------------------------------------------
+
+    def output(self, run: str) -> Output:
+        """What the run prints, by bytes, or by pieces and lines as the master describes them in JSON."""
+        return Output(self._transport, _API + _run_path(run))
+
+    async def follow_chunks(
         self, run: str, selection: Selection | None = None, *, start: int = 0, is_followed: bool = True
-    ) -> AsyncGenerator[Chunk, None]:
-        """Output in chunks that name their step and stream, from chunk number `start` on."""
-        return self._streams(run).follow_chunks(selection or Selection(), start=start, is_followed=is_followed)
+    ) -> AsyncGenerator[Chunk | Gap, None]:
+        """Output in chunks that name their step and stream, from chunk number `start` on, with a gap where one is."""
+        pieces = self.output(run).follow_pieces(selection or Selection(), start=start, is_followed=is_followed)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield output.piece_of(piece)
+
+    async def follow_lines(
+        self,
+        run: str,
+        selection: Selection | None = None,
+        *,
+        pattern: Pattern | None = None,
+        tail: int | None = None,
+        limit: int | None = None,
+        is_followed: bool = True,
+    ) -> AsyncGenerator[Line | Gap, None]:
+        """Output in lines, as `Output.follow_lines` has them."""
+        lines = self.output(run).follow_lines(
+            selection or Selection(), pattern=pattern, tail=tail, limit=limit, is_followed=is_followed
+        )
+        async with aclosing(lines):
+            async for line in lines:
+                yield output.line_of(line)
 
     def follow_bytes(
         self, run: str, selection: Selection | None = None, *, offset: int = 0, is_followed: bool = True
     ) -> AsyncGenerator[bytes, None]:
         """Output as bare bytes: the fast way, exact for one stream."""
-        return self._streams(run).follow_bytes(selection or Selection(), offset=offset, is_followed=is_followed)
+        return self.output(run).follow_bytes(selection or Selection(), offset=offset, is_followed=is_followed)
+
+    def search_output(self, pattern: Pattern, **filters: str | None) -> AsyncGenerator[dict[str, Any], None]:
+        """Lines of many runs that hold the `pattern`, as the master describes them in JSON; `kind` "end" ends them.
+
+        `filters` are those of the route: name, state, stream, since, until, limit, cursor.
+        """
+        given = {key: value for key, value in filters.items() if value is not None}
+        return output.search(self._transport, f"{_API}/logs", pattern.parameters() | given)
 
     # --- definitions ---------------------------------------------------------------------------------------
 
@@ -174,6 +210,31 @@ class Client:
     async def delete_queue(self, name: str) -> None:
         """Serve a queue with the defaults again."""
         await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/queues/{_quoted(name)}"))
+
+    # --- retention -----------------------------------------------------------------------------------------
+
+    async def fetch_retention(self) -> list[Retention]:
+        """For how long output is kept: of all pipelines, and of those that were set."""
+        return cast("list[Retention]", (await self._get("/retention"))["items"])
+
+    async def put_retention(
+        self, name: str, *, age_s: float | None, bytes_max: int | None, runs_max: int | None
+    ) -> Retention:
+        """Keep output of a pipeline, or of all others ("*"), so from now on; None is no such bound."""
+        body = {"age_s": age_s, "bytes_max": bytes_max, "runs_max": runs_max}
+        return cast(Retention, await self._send("PUT", f"/retention/{_quoted(name)}", body))
+
+    async def delete_retention(self, name: str) -> None:
+        """Keep output of a pipeline as that of any other."""
+        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/retention/{_quoted(name)}"))
+
+    async def pin_run(self, run: str) -> Run:
+        """Keep the output of a run, whatever retention says."""
+        return cast(Run, await self._post(f"{_run_path(run)}/pin", {}))
+
+    async def unpin_run(self, run: str) -> Run:
+        """Let the output of a run go by retention again."""
+        return cast(Run, await self._post(f"{_run_path(run)}/unpin", {}))
 
     # --- the cluster ---------------------------------------------------------------------------------------
 
@@ -223,9 +284,6 @@ class Client:
         return Client((server,), self._token, first_patience_s=0.0, patience_s=0.0)
 
     # --- below ---------------------------------------------------------------------------------------------
-
-    def _streams(self, run: str) -> Streams:
-        return Streams(self._transport, _API + _run_path(run))
 
     async def _get(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
         return await self._transport.fetch_json(

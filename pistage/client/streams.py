@@ -1,15 +1,14 @@
-"""Streams that outlive a connection: server-sent events, JSON lines and raw bytes, resumed without loss or repeat."""
+"""Streams that outlive a connection, and the first of them: a run's events, resumed without loss or repeat."""
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
-from pistage.client.answers import Chunk, Event, Selection
+from pistage.client.answers import Event
 from pistage.client.transport import BROKEN, Request, Transport
 from pistage.errors import Code, PistageError
 
@@ -19,91 +18,35 @@ _OF_USE_S: Final = 5.0
 _LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
-class Streams:
-    """The streams of one run. What arrives is what the run did: nothing twice, nothing missing, in order."""
-
-    def __init__(self, transport: Transport, path: str) -> None:
-        self._transport = transport
-        self._path = path
-
-    async def follow_events(self, after: str = "") -> AsyncGenerator[Event, None]:
-        """Every event behind `after`, then those to come, until the run is over."""
-        resumption = _Resumption(self._transport)
-        is_finished = False
-        while True:
-            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
-            request = Request(method="GET", path=f"{self._path}/events", headers=headers)
-            try:
-                async with resumption.open(request) as pieces:
-                    async for event in _events(pieces):
-                        after = event.id or after
-                        yield event
-                        is_finished = is_finished or event.kind == "run_finished"
-                if is_finished or await self._is_over():
-                    return
-                await resumption.pause()
-            except BROKEN as error:
-                if is_finished:
-                    return
-                await resumption.pause(error)
-
-    async def follow_chunks(
-        self, selection: Selection, *, start: int = 0, is_followed: bool = True
-    ) -> AsyncGenerator[Chunk, None]:
-        """Output as chunks that name their stream, from chunk number `start` on."""
-        resumption = _Resumption(self._transport)
-        while True:
-            parameters = {"offset": str(start)} | ({"follow": "1"} if is_followed else {})
-            try:
-                async with resumption.open(self._logs(selection, "application/x-ndjson", parameters)) as pieces:
-                    async for line in _lines(pieces):
-                        if line.strip() and (chunk := _chunk(line)).number >= start:
-                            start = chunk.number + 1
-                            yield chunk
-                if not is_followed or await self._is_over():
-                    return
-                await resumption.pause()
-            except BROKEN as error:
-                await resumption.pause(error)
-
-    async def follow_bytes(
-        self, selection: Selection, *, offset: int = 0, is_followed: bool = True
-    ) -> AsyncGenerator[bytes, None]:
-        """Output as the bytes that the steps wrote, from byte `offset` of the selection on, in the order they came.
-
-        The end is believed only once the run is over and asking again from where we stand brings nothing: a master
-        that stops closes its streams as politely as one that is done.
-        """
-        resumption = _Resumption(self._transport)
-        while True:
-            begin = offset
-            parameters = {"offset": str(offset)} | ({"follow": "1"} if is_followed else {})
-            try:
-                async with resumption.open(self._logs(selection, "text/plain", parameters)) as pieces:
-                    async for data in pieces:
-                        offset += len(data)
-                        yield data
-                if not is_followed or (offset == begin and await self._is_over()):
-                    return
-                if offset == begin:
-                    await resumption.pause()
-            except BROKEN as error:
-                await resumption.pause(error)
-
-    def _logs(self, selection: Selection, accept: str, parameters: dict[str, str]) -> Request:
-        return Request(
-            method="GET",
-            path=f"{self._path}/logs",
-            parameters=selection.parameters() | parameters,
-            headers={"Accept": accept},
-        )
-
-    async def _is_over(self) -> bool:
-        run = await self._transport.fetch_json(Request(method="GET", path=self._path))
-        return bool(run.get("finished_at"))
+async def follow_events(transport: Transport, path: str, after: str = "") -> AsyncGenerator[Event, None]:
+    """Every event of the run at `path` behind `after`, then those to come, until the run is over."""
+    resumption = Resumption(transport)
+    is_finished = False
+    while True:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+        try:
+            async with resumption.open(Request(method="GET", path=f"{path}/events", headers=headers)) as pieces:
+                async for event in _events(pieces):
+                    after = event.id or after
+                    resumption.note_progress()
+                    yield event
+                    is_finished = is_finished or event.kind == "run_finished"
+            if is_finished or await is_over(transport, path):
+                return
+            await resumption.pause()
+        except BROKEN as error:
+            if is_finished:
+                return
+            await resumption.pause(error)
 
 
-class _Resumption:
+async def is_over(transport: Transport, path: str) -> bool:
+    """Whether the run at `path` has ended."""
+    run = await transport.fetch_json(Request(method="GET", path=path))
+    return bool(run.get("finished_at"))
+
+
+class Resumption:
     """Opens a stream again and again: patience starts anew at each break of a stream that had been of use."""
 
     def __init__(self, transport: Transport) -> None:
@@ -116,12 +59,11 @@ class _Resumption:
     async def open(self, request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
         async with self._transport.open(request, patience=self._patience) as response:
             self._opened_at = time.monotonic()
-            yield self._counted(response.content.iter_any())
+            yield response.content.iter_any()
 
-    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        async for data in pieces:
-            self._is_of_use = True
-            yield data
+    def note_progress(self) -> None:
+        """What came was new."""
+        self._is_of_use = True
 
     async def pause(self, error: BaseException | None = None) -> None:
         """Wait before the stream is opened again; PistageError `unavailable` once that has been tried long enough."""
@@ -139,7 +81,7 @@ class _Resumption:
         await self._patience.pause()
 
 
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Lines of any length up to 16 MiB. An unfinished last line is dropped: the connection broke within it."""
     pending: list[bytes] = []
     length = 0
@@ -157,7 +99,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
     """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html); comments are skipped."""
     fields: dict[str, str] = {}
-    async for raw in _lines(chunks):
+    async for raw in lines(chunks):
         line = raw.rstrip(b"\r").decode("utf-8", "replace")
         if line:
             name, _, value = line.partition(":")
@@ -167,16 +109,3 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
         if fields.get("data"):
             yield Event(id=fields.get("id", ""), kind=fields.get("event", "message"), fields=json.loads(fields["data"]))
         fields = {}
-
-
-def _chunk(line: bytes) -> Chunk:
-    value: dict[str, Any] = json.loads(line)
-    return Chunk(
-        number=int(value["number"]),
-        task=str(value["task"]),
-        attempt=int(value["attempt"]),
-        step=str(value["step"]),
-        stream=str(value["stream"]),
-        at=str(value.get("at") or ""),
-        data=base64.b64decode(value["data"]),
-    )

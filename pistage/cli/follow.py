@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, Self
 from pistage.cli import groups, output
 from pistage.cli.plain import PlainScreen
 from pistage.cli.progress import Progress
-from pistage.client import Chunk, Client, Event, Run, Selection
+from pistage.client import Chunk, Client, Event, Gap, Run, Selection
 from pistage.errors import Code, PistageError
 
 #: After the end of a run, a live screen shows output that is still on its way for this long.
@@ -36,6 +36,9 @@ class Screen(Protocol):
 
     def on_chunk(self, chunk: Chunk) -> None:
         """A step printed."""
+
+    def on_gap(self, gap: Gap) -> None:
+        """A step printed what is not there."""
 
     def on_waiting(self, task: str, reason: str) -> None:
         """A task waits for a place, and why; told again when the reason has changed."""
@@ -195,4 +198,7 @@ async def _tell_of_waiting(client: Client, run_id: str, screen: Screen, *, is_al
 async def _show_output(client: Client, run_id: str, screen: Screen) -> None:
     async with aclosing(client.follow_chunks(run_id, Selection(has_kept=False))) as chunks:
         async for chunk in chunks:
-            screen.on_chunk(chunk)
+            if isinstance(chunk, Gap):
+                screen.on_gap(chunk)
+            else:
+                screen.on_chunk(chunk)

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pistage.cli import terminal
+from pistage.cli.loglines import sentence
 from pistage.cli.output import STATE_COLOURS
 from pistage.cli.plain import ended
 from pistage.cli.progress import Progress, Row, TaskProgress, Work, shortened, waits
-from pistage.client import Chunk, Event, Run
+from pistage.client import Chunk, Event, Gap, Run
 
 _GLYPHS: Final = {
     "pending": "·",
@@ -70,6 +71,11 @@ class LiveScreen:
         label, lines = self._lines.setdefault(chunk.origin, (self._progress.label(chunk), terminal.Lines()))
         for line in lines.feed(chunk.data):
             self._progress.tail.append(f"{label} | {line}")
+
+    def on_gap(self, gap: Gap) -> None:
+        """Keep the sentence that says what is missing, in its place."""
+        label, lines = self._lines.pop(gap.origin, (self._progress.label(gap), terminal.Lines()))
+        self._progress.tail.extend(f"{label} | {line}" for line in [*lines.end(), sentence(gap)])
 
     def on_waiting(self, task: str, reason: str) -> None:
         """Show why nothing happens, in the task's place; its next event takes that away."""

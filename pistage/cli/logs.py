@@ -1,93 +1,86 @@
-"""The verb `logs`: exact bytes to a pipe, clean text to a terminal, the origin before each line where several print."""
+"""The verb `logs`: exact bytes to a pipe, clean lines to a terminal, JSON lines; and a search over many runs."""
 
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from typing import Any
 
 import click
 
-from pistage.cli import groups, naming, options, terminal
+from pistage.cli import groups, logsearch, naming, options, output
 from pistage.cli.connect import connect
-from pistage.cli.progress import Progress
-from pistage.client import Chunk, Client, Selection
+from pistage.cli.loglines import Printer, print_object
+from pistage.cli.logwanted import Wanted
+from pistage.cli.moments import moment_option
+from pistage.cli.progress import OVER, Progress
+from pistage.client import Client, Run, Selection, Source, Step
 from pistage.config import ClientConfig, Config
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What to print, and how."""
-
-    stream: str | None
-    is_followed: bool
-    is_raw: bool
-    has_times: bool
-    tail: int | None
-
-
 @click.command("logs", short_help="Print the output of a run, a task or a step.")
-@click.argument("what", metavar="RUN[/TASK[/STEP]]")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run is over.")
-@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this stream.")
-@click.option("--timestamps", is_flag=True, help="The time before each line.")
+@click.argument("what", metavar="[RUN[/TASK[/STEP]]]", required=False)
+@click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on until the run is over.")
+@moment_option("--since", "since", "Only what was printed then or later: RFC 3339, or 10m, 2h, 1d ago.")
+@moment_option("--until", "until", "Only what was printed before.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="LINES", help="Begin with the last so many lines.")
-@click.option("--raw", is_flag=True, help="Exact bytes, also to a terminal: what the job printed may command it.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="LINES", help="At most so many lines.")
+@click.option("--grep", metavar="TEXT", help="Only lines that hold this text; without RUN, in all runs.")
+@click.option("-E", "--regex", "is_regex", is_flag=True, help="TEXT is an RE2 expression.")
+@click.option("-i", "--ignore-case", "ignores_case", is_flag=True, help="Upper and lower case are the same.")
+@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this stream.")
+@click.option("--order", type=click.Choice(["arrival", "time"]), help="As it came, or by the times of the agents.")
+@click.option("--timestamps", "has_times", is_flag=True, help="The time before each line.")
+@click.option("--ansi", "has_colours", is_flag=True, help="Lines keep their colours, and nothing else of that kind.")
+@click.option(
+    "--raw", "is_raw", is_flag=True, help="As printed, also to a terminal: what a job printed may command it."
+)
+@click.option("--name", metavar="NAME", help="Without RUN: only runs of this name.")
+@click.option("--state", metavar="STATE", help="Without RUN: only runs in this state.")
+@click.option("--cursor", metavar="CURSOR", help="Without RUN: go on from where the search before ended.")
+@output.format_option("text", "json")
 @options.client_options
-def logs_verb(
-    *,
-    what: str,
-    follow: bool,
-    stream: str | None,
-    timestamps: bool,
-    tail: int | None,
-    raw: bool,
-    config: Config[ClientConfig],
-) -> None:
-    """Print the output of a run, a task or a step.
+def logs_verb(*, what: str | None, config: Config[ClientConfig], **given: Any) -> None:
+    """Print the output of a run, a task or a step, or search it.
 
-    To a file or a pipe it is the exact bytes, in the order in which they came. On a terminal control sequences are
-    removed (--raw keeps them), and where several steps print, `task/step | ` stands before each line.
+    To a file or a pipe it is the exact bytes, in the order in which they came. On a terminal, and with --grep or
+    --timestamps, it is lines without control sequences (--raw keeps them), and where several steps print,
+    `task/step | ` stands before each. Without RUN, --grep searches what all runs printed, the newest first.
     """
-    wanted = Wanted(stream=stream, is_followed=follow, is_raw=raw, has_times=timestamps, tail=tail)
-    groups.run(_logs(config, what, wanted))
+    wanted = Wanted(**given)
+    if (wrong := wanted.contradiction(has_run=what is not None)) is not None:
+        raise click.UsageError(wrong)
+    groups.run(logsearch.search(config, wanted) if what is None else _logs(config, what, wanted))
 
 
 async def _logs(config: Config[ClientConfig], what: str, wanted: Wanted) -> None:
     async with connect(config, needs_agent=wanted.is_followed) as connection:
         client = connection.client
-        progress, selection, steps = await _select(client, what, wanted.stream)
-        is_bare = wanted.is_raw or not sys.stdout.isatty()
+        run, rest = await naming.find_run(client, what)
+        progress = Progress(run, await client.fetch_plan(run["id"]))
+        selection, is_single = _select(progress, rest, wanted)
+        is_over = run["state"] in OVER
+        if wanted.tail == 0 and (is_over or not wanted.is_followed):
+            return
         try:
-            if is_bare and not wanted.has_times:
-                await _print_bytes(client, progress.id, selection, wanted)
+            if wanted.fmt == "json":
+                await _print_json(client, progress, selection, wanted)
+            elif wanted.has_times or wanted.grep is not None or (sys.stdout.isatty() and not wanted.is_raw):
+                await _print_lines(client, progress, selection, wanted, is_single=is_single)
             else:
-                await _print_lines(client, progress, selection, wanted, is_single=steps == 1)
+                await _print_bytes(client, progress, selection, wanted)
+                _tell_of_gaps(run if is_over else await client.fetch_run(run["id"]), progress, selection)
         finally:
             sys.stdout.flush()
 
 
-async def _print_bytes(client: Client, run_id: str, selection: Selection, wanted: Wanted) -> None:
+async def _print_bytes(client: Client, progress: Progress, selection: Selection, wanted: Wanted) -> None:
     """Straight from the socket to stdout: nothing is done to a line, so 200 MB take no longer than their transport."""
     out = sys.stdout.buffer
-    offset = 0
-    if wanted.tail is not None:
-        lines: deque[bytes] = deque([b""], maxlen=wanted.tail + 1)  # the last one is not ended yet
-        async with aclosing(client.follow_bytes(run_id, selection, is_followed=False)) as pieces:
-            async for data in pieces:
-                offset += len(data)
-                first, *more = data.split(b"\n")
-                lines[-1] += first
-                lines.extend(more)
-        if lines[-1] and len(lines) > wanted.tail:
-            lines.popleft()
-        out.write(b"\n".join(lines))
-        out.flush()
-        if not wanted.is_followed:
-            return
-    stream = client.follow_bytes(run_id, selection, offset=offset, is_followed=wanted.is_followed)
+    stream = client.output(progress.id).follow_bytes(
+        selection, tail=wanted.tail, limit=wanted.limit, is_followed=wanted.is_followed
+    )
     async with aclosing(stream) as pieces:
         async for data in pieces:
             out.write(data)
@@ -97,62 +90,78 @@ async def _print_bytes(client: Client, run_id: str, selection: Selection, wanted
 async def _print_lines(
     client: Client, progress: Progress, selection: Selection, wanted: Wanted, *, is_single: bool
 ) -> None:
-    printer = Printer(progress, has_times=wanted.has_times, is_single=is_single)
-    start = 0
-    if wanted.tail is not None:
-        last: deque[str] = deque(maxlen=wanted.tail)
-        async with aclosing(client.follow_chunks(progress.id, selection, is_followed=False)) as chunks:
-            async for chunk in chunks:
-                start = chunk.number + 1
-                last.extend(printer.lines(chunk))
-        sys.stdout.writelines(last)
-    if wanted.tail is None or wanted.is_followed:
-        stream = client.follow_chunks(progress.id, selection, start=start, is_followed=wanted.is_followed)
-        async with aclosing(stream) as chunks:
-            async for chunk in chunks:
-                sys.stdout.writelines(printer.lines(chunk))
+    printer = Printer(
+        progress,
+        shown=wanted.shown,
+        has_times=wanted.has_times,
+        is_single=is_single,
+        is_search=wanted.grep is not None,
+    )
+    source: AsyncGenerator[Any, None]
+    if wanted.counts_lines:
+        source = client.follow_lines(progress.id, selection, **wanted.of_lines)
+    else:
+        source = client.follow_chunks(progress.id, selection, is_followed=wanted.is_followed)
+    async with aclosing(source) as items:
+        async for item in items:
+            sys.stdout.writelines(printer.lines(item))
+            if wanted.is_followed:
                 sys.stdout.flush()
     sys.stdout.writelines(printer.rest())
 
 
-class Printer:
-    """Chunks -> lines for people, each with its origin and its time where they are wanted."""
-
-    def __init__(self, progress: Progress, *, has_times: bool, is_single: bool) -> None:
-        self._progress = progress
-        self._has_times = has_times
-        self._is_single = is_single
-        self._streams: dict[tuple[str, int, str, str], tuple[terminal.Lines, Chunk]] = {}
-
-    def lines(self, chunk: Chunk) -> Iterator[str]:
-        """The lines that `chunk` completes; each has the time of the chunk that ended it."""
-        lines = self._streams[chunk.origin][0] if chunk.origin in self._streams else terminal.Lines()
-        self._streams[chunk.origin] = (lines, chunk)
-        head = self._head(chunk)
-        for line in lines.feed(chunk.data):
-            yield f"{head}{line}\n"
-
-    def rest(self) -> Iterator[str]:
-        """Last lines that no newline ended."""
-        for lines, chunk in self._streams.values():
-            for line in lines.end():
-                yield f"{self._head(chunk)}{line}\n"
-
-    def _head(self, chunk: Chunk) -> str:
-        time = f"{chunk.at} " if self._has_times else ""
-        origin = "" if self._is_single else f"{self._progress.label(chunk)} | "
-        return time + origin
+async def _print_json(client: Client, progress: Progress, selection: Selection, wanted: Wanted) -> None:
+    out = client.output(progress.id)
+    if wanted.counts_lines:
+        source = out.follow_lines(selection, **wanted.of_lines)
+    else:
+        source = out.follow_pieces(selection, is_followed=wanted.is_followed)
+    async with aclosing(source) as values:
+        async for value in values:
+            print_object(value)
+            if wanted.is_followed:
+                sys.stdout.flush()
 
 
-async def _select(client: Client, what: str, stream: str | None) -> tuple[Progress, Selection, int]:
-    """The run that `what` names, the selection, and how many steps that is."""
-    run, rest = await naming.find_run(client, what)
-    progress = Progress(run, await client.fetch_plan(run["id"]))
-    if not rest:
-        return progress, Selection(stream=stream), progress.step_count()
-    task, step = _task_and_step(progress, rest)
-    known = progress.tasks[task].steps
-    return progress, Selection(task=task, step=step, stream=stream), 1 if step else len(known)
+def _tell_of_gaps(run: Run, progress: Progress, selection: Selection) -> None:
+    """Say how much of what was printed is not kept: among bare bytes nothing can stand in its place."""
+    for task in run.get("tasks") or []:
+        for attempt in task.get("attempts") or []:
+            for step in attempt.get("steps") or []:
+                if selection.task in {None, task["name"]} and selection.step in {None, step["id"]}:
+                    place = Source(task=task["name"], attempt=attempt["number"], step=step["id"], stream="", at="")
+                    for lost in _missing(step, selection.stream):
+                        output.say(f"{progress.label(place)}: {lost}", fg="yellow")
+
+
+def _missing(step: Step, stream: str | None) -> Iterator[str]:
+    counts = {
+        "stdout": (step.get("stdout_missing"), step.get("stdout_bytes")),
+        "stderr": (step.get("stderr_missing"), step.get("stderr_bytes")),
+    }
+    for name, (missing, printed) in counts.items():
+        if missing and stream in {None, name}:
+            yield (
+                f"{missing:,} of {printed or 0:,} bytes on {name} are not here: "
+                "more was printed than is kept, which is the beginning and the end"
+            )
+
+
+def _select(progress: Progress, rest: str, wanted: Wanted) -> tuple[Selection, bool]:
+    """The selection that the rest of RUN/TASK/STEP and the options make, and whether that is a single step."""
+    task, step = _task_and_step(progress, rest) if rest else (None, None)
+    count = progress.step_count() if task is None else 1 if step else len(progress.tasks[task].steps)
+    # People read what several agents sent by its time. What is followed, counted or exact goes as it came.
+    is_for_people = wanted.fmt == "text" and (wanted.has_times or (sys.stdout.isatty() and not wanted.is_raw))
+    is_merged = count > 1 and is_for_people and not wanted.is_followed and not wanted.counts_lines
+    return Selection(
+        task=task,
+        step=step,
+        stream=wanted.stream,
+        since=wanted.since,
+        until=wanted.until,
+        is_by_time=is_merged if wanted.order is None else wanted.order == "time",
+    ), count == 1
 
 
 def _task_and_step(progress: Progress, rest: str) -> tuple[str, str | None]:

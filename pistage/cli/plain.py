@@ -8,8 +8,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from pistage.cli import output, terminal
+from pistage.cli.loglines import sentence
 from pistage.cli.progress import Progress, shortened, waits
-from pistage.client import Chunk, Event, Run
+from pistage.client import Chunk, Event, Gap, Run
 
 _COLOUR = output.STATE_COLOURS
 
@@ -50,6 +51,13 @@ class PlainScreen:
         label, lines = self._lines.get(chunk.origin) or (self._progress.label(chunk), terminal.Lines())
         self._lines[chunk.origin] = (label, lines)
         for line in lines.feed(chunk.data):
+            self._print(label, line)
+        sys.stdout.flush()
+
+    def on_gap(self, gap: Gap) -> None:
+        """Say what is missing, in its place."""
+        label, lines = self._lines.pop(gap.origin, (self._progress.label(gap), terminal.Lines()))
+        for line in [*lines.end(), sentence(gap)]:
             self._print(label, line)
         sys.stdout.flush()
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pistage.cli import output, terminal
-from pistage.client import Chunk, Event, Run, Task
+from pistage.client import Event, Run, Source, Task
 
 TAIL_LINES: Final = 200
 LABEL_CHARS_MAX: Final = 32
@@ -102,7 +102,7 @@ class Progress:
             case "task_finished":
                 self._end(task, fields, at)
 
-    def label(self, chunk: Chunk) -> str:
+    def label(self, chunk: Source) -> str:
         """`task/step` for the output of a step; the number of the attempt too from the second one on."""
         task = self.tasks.get(chunk.task)
         step = task.steps.get(chunk.step) if task else None

@@ -136,12 +136,23 @@ def _described(run: Run) -> Iterator[str]:
         yield f"  queue    {_place_of(run)}"
     if group := run.get("concurrency"):
         yield f"  group    {terminal.one_line(group['group'])}, {group['limit']} at one time"
+    if kept := _output_of(run):
+        yield f"  output   {kept}"
     if run.get("retry_of"):
         yield f"  retries  {terminal.one_line(run['name'])}#{run.get('retry_of_number')}"
     for note in run.get("notes") or []:
         yield click.style(f"  note     {terminal.one_line(note)}", fg="yellow", bold=True)
     for task in run.get("tasks") or []:
         yield from _task_lines(task)
+
+
+def _output_of(run: Run) -> str:
+    """How much there is, and for how long; "" while the run goes on and nobody has pinned it."""
+    if run.get("output_dropped_at"):
+        return f"dropped {run['output_dropped_at']}: {terminal.one_line(run.get('output_dropped_reason') or '')}"
+    size = run.get("output_bytes")
+    told = [] if size is None else [output.size(size)]
+    return ", ".join(told + (["pinned: it stays, whatever retention says"] if run.get("is_pinned") else []))
 
 
 def _place_of(run: Any) -> str:
@@ -166,13 +177,12 @@ def _step_lines(attempt: Attempt, indent: str) -> Iterator[str]:
     for step in attempt.get("steps") or []:
         image = f" [{step['image']}]" if step.get("image") else ""
         printed = (step.get("stdout_bytes") or 0) + (step.get("stderr_bytes") or 0)
-        reason = step.get("reason") or ""
-        yield _line(
-            f"{indent}{step['name']}{image}",
-            step["state"],
-            output.elapsed_of(step),
-            f"{reason}, {output.size(printed)} of output".lstrip(", ") if printed else reason,
-        )
+        missing = (step.get("stdout_missing") or 0) + (step.get("stderr_missing") or 0)
+        notes = [step.get("reason") or ""]
+        notes += [f"{output.size(printed)} of output"] if printed else []
+        notes += [f"{output.size(missing)} of that not kept"] if missing else []
+        about = ", ".join(note for note in notes if note)
+        yield _line(f"{indent}{step['name']}{image}", step["state"], output.elapsed_of(step), about)
 
 
 def _line(name: str, state: str, elapsed: str, reason: str) -> str:

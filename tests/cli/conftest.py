@@ -1,7 +1,6 @@
 """A master made of canned answers, in a thread of its own, since a verb owns the event loop of its own."""
 
 import asyncio
-import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from aiohttp import web
 
 from pistage.cli.root import execute
 from pistage.errors import Code, PistageError
+from tests.cli.printed import Piece, Printed
 
 AT = "2024-01-01T00:00:0{}.000Z"
 
@@ -39,13 +39,18 @@ class FakeMaster:
             "tasks": [task("a", step("1", "one")), task("b", step("1", "two"), needs=("a",))],
         }
         self.events: list[dict[str, Any]] = []
-        self.chunks: list[tuple[str, str, str, bytes]] = [("a", "1", "stdout", b"hello\n")]
+        self.printed = Printed([Piece("a", "1", "stdout", b"hello\n")])
+        self.found: list[dict[str, Any]] = []  # what a search over many runs answers
+        self.missing = 0  # of what `a` printed on stdout
         self.refusal: PistageError | None = None
+        self.log_refusal: PistageError | None = None  # of output alone
         self.requests: list[tuple[str, str, Any]] = []
+        self.queries: list[dict[str, str]] = []  # of each request
 
     def run(self) -> dict[str, Any]:
         is_over = self.state in {"succeeded", "failed", "cancelled", "lost"}
         steps = [{"id": "1", "name": "one", "state": self.state, "image": "alpine", "stdout_bytes": 6, "reason": ""}]
+        steps[0]["stdout_missing"] = self.missing
         attempt = {"id": "at", "number": 1, "agent_name": "x", "state": self.state, "steps": steps}
         tasks = [{"name": "a", "state": self.state, "needs": [], "attempts": [attempt], "reason": ""}]
         return {
@@ -58,8 +63,10 @@ class FakeMaster:
         body = await request.text()
         path = request.path.removeprefix("/api/v1")
         self.requests.append((request.method, path, json.loads(body) if body[:1] == "{" else body))
-        if self.refusal is not None:
-            return web.json_response(self.refusal.to_problem(), status=self.refusal.http_status)
+        self.queries.append(dict(request.query))
+        refusal = self.refusal or (self.log_refusal if path.endswith("/logs") else None)
+        if refusal is not None:
+            return web.json_response(refusal.to_problem(), status=refusal.http_status)
         match request.method, path.strip("/").split("/"):
             case "POST", ["runs"]:
                 return web.json_response(self.run(), status=201)
@@ -72,7 +79,9 @@ class FakeMaster:
             case "GET", ["runs", "01hq", "events"]:
                 return await self._send_events(request)
             case "GET", ["runs", "01hq", "logs"]:
-                return await self._send_logs(request)
+                return await _send(request, self.printed.answer(request.headers["Accept"], request.query))
+            case "GET", ["logs"]:
+                return await _send(request, (json.dumps(value).encode() + b"\n" for value in self.found))
             case "POST", ["runs", _, "cancel"]:
                 self.state = "cancelled"
                 return web.json_response(self.run())
@@ -106,26 +115,13 @@ class FakeMaster:
             await asyncio.Event().wait()
         return response
 
-    async def _send_logs(self, request: web.Request) -> web.StreamResponse:
-        query, response = request.query, web.StreamResponse()
-        await response.prepare(request)
-        chosen = [
-            (number, chunk)
-            for number, chunk in enumerate(self.chunks)
-            if query.get("task", chunk[0]) == chunk[0]
-            and query.get("step", chunk[1]) == chunk[1]
-            and query.get("stream", chunk[2]) == chunk[2]
-        ]
-        offset = int(query.get("offset", 0))
-        if request.headers["Accept"] == "text/plain":
-            await response.write(b"".join(chunk[3] for _, chunk in chosen)[offset:])
-            return response
-        for number, (task_name, step_id, stream, data) in chosen:
-            fields = {"number": number, "task": task_name, "attempt": 1, "step": step_id, "stream": stream}
-            fields |= {"at": AT.format(1), "data": base64.b64encode(data).decode()}
-            if number >= offset:
-                await response.write(json.dumps(fields).encode() + b"\n")
-        return response
+
+async def _send(request: web.Request, pieces: Iterator[bytes]) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for piece in pieces:
+        await response.write(piece)
+    return response
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from rich.console import Console
 from pistage.cli.live import LiveScreen
 from pistage.cli.plain import PlainScreen
 from pistage.cli.progress import Progress
-from pistage.client import Chunk, Event
+from pistage.client import Chunk, Event, Gap
 from tests.cli.conftest import AT, FakeMaster, Pistage, step, task
+from tests.cli.printed import Piece, gap
 
 RUN: Any = {"id": "r", "name": "demo", "number": 1, "state": "queued", "created_at": AT.format(0), "notes": []}
 PLAN = {
@@ -80,6 +81,19 @@ def test_names_and_output_are_never_markup_nor_commands() -> None:
     assert "[blink]x[/] y" in picture
     assert "owned" not in picture
     assert "\x1b]" not in picture
+
+
+def test_a_gap_is_told_where_it_is() -> None:
+    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+    screen = LiveScreen(Progress(RUN, PLAN), console)
+    common = {"task": "lint", "attempt": 1, "step": "1", "stream": "stdout", "at": ""}
+    screen.on_chunk(Chunk(number=0, data=b"hea", **common))  # type: ignore[arg-type]
+    screen.on_gap(Gap(number=1, missing=7, reason="limit", text="7 bytes \x1b[2Jare not kept", **common))  # type: ignore[arg-type]
+    screen.on_chunk(Chunk(number=2, data=b"il\n", **common))  # type: ignore[arg-type]
+    console.print(screen)
+    picture = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    said = [line.partition(" | ")[2].strip() for line in picture if line.startswith("lint/check")]
+    assert said == ["hea", "[7 bytes are not kept]", "il"]
 
 
 def test_a_last_line_without_a_newline_is_in_the_last_picture() -> None:
@@ -158,10 +172,13 @@ def test_off_a_terminal_events_go_to_stderr_and_output_to_stdout(
         {"kind": "step_started", "task": "a", "step": "1", "step_name": "one", "at": AT.format(0)},
         {"kind": "step_finished", "task": "a", "step": "1", "state": "failed", "reason": "code 3", "at": AT.format(1)},
     ]
-    master.chunks.append(("b", "1", "stderr", b"\x1b[1mbold\x1b[0m without newline"))
+    master.printed.pieces += [
+        gap("a", "1", "12 bytes are not kept"),
+        Piece("b", "1", "stderr", b"\x1b[1mbold\x1b[0m without newline"),
+    ]
     assert pistage("run", "Clone Repo", "--with", "repo=x=y") == 1
     out, err = capsys.readouterr()
-    assert out == "a/one | hello\nb/two | bold without newline\n"
+    assert out == "a/one | hello\na/one | [12 bytes are not kept]\nb/two | bold without newline\n"
     assert "note: images were not used" in err
     assert "step a/one: failed after 1.00s: code 3" in err
     assert "run demo#1: failed" in err

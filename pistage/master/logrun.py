@@ -155,21 +155,22 @@ def _are_sealed_as_indexed(run: Run) -> bool:
 def make_plain(directory: Path, attempt_id: str) -> bool:
     """Unseal the attempt, if it is sealed, to write to it; one that is damaged is set aside, and the answer is no.
 
-    Then what is left of the run ends before it; it is for who feeds this master to send that again.
+    Then what is left of the run ends before it; it is for who feeds this master to send that again. The same where it
+    is in the archive alone, for which nobody can wait here.
     """
-    path = index_of.sealed_path(directory, attempt_id)
-    if not path.exists():
-        return True
+    path, what = index_of.sealed_path(directory, attempt_id), ""
     try:
-        unseal(path, directory / attempt_id)
+        if path.exists():
+            unseal(path, directory / attempt_id)
+        elif (path := index_of.stub_path(directory, attempt_id)).exists():
+            what = "it is in the archive"
     except PistageError as damage:
-        log.error(
-            "run=%s attempt=%s its output is set aside, to be copied anew: %s", directory.name, attempt_id, damage
-        )
-        path.rename(path.with_suffix(".damaged"))
+        what = str(damage)
+    if what:
+        log.error("run=%s attempt=%s its output is set aside, to be copied anew: %s", directory.name, attempt_id, what)
+        path.rename(path.with_suffix(".aside"))
         sync_directory(directory)
-        return False
-    return True
+    return not what
 
 
 FilesSeen = dict[str, tuple[int, int, int]]

@@ -13,7 +13,7 @@ import heapq
 import logging
 import os
 import shutil
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -25,6 +25,7 @@ from pistage.errors import Code, PistageError
 from pistage.master import blocks as blocks_of
 from pistage.master import records as index_of
 from pistage.master.blocks import Block
+from pistage.master.logrun import FilesSeen, Stream
 from pistage.master.logwriter import Appended, Bounds, LogWriter, Placed
 from pistage.master.records import Record, StreamKey
 from pistage.master.signals import Signals
@@ -167,6 +168,20 @@ class LogStore:
         """Bytes of one stream from the kept byte `place` on; fewer than `length` at its end."""
         return await asyncio.to_thread(index_of.read_bytes, self._directory / run_id, key, place, length)
 
+    # --- sealing -------------------------------------------------------------------------------------------------
+
+    async def streams(self, run_id: str, attempt_ids: Collection[str]) -> dict[StreamKey, Stream] | None:
+        """How far the streams of these attempts are; None where only the run's index says it."""
+        return await self._do(lambda: self._writer.streams(run_id, attempt_ids))
+
+    async def seal(self, run_id: str, attempt_id: str, fresh: Path | None, seen: FilesSeen) -> bool:
+        """Put a sealed file, or the one there is, in the place of plain ones, if these are as they were seen."""
+        aside = self._directory / (attempt_id + _REMOVED)
+        await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)  # of another time, which was broken off
+        is_done = await self._do(lambda: self._writer.seal(run_id, attempt_id, fresh, seen, aside))
+        await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
+        return is_done
+
     # --- ends ----------------------------------------------------------------------------------------------------
 
     async def end(self, *run_ids: str) -> None:
@@ -220,6 +235,7 @@ class LogStore:
         """Close every file."""
         self._thread.submit(self._writer.close).result()
         self._thread.shutdown()
+        index_of.close_sealed(self._directory)
 
     async def _do(self, work: Callable[[], T]) -> T:
         job = _Job(work, asyncio.get_running_loop().create_future())

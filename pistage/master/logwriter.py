@@ -234,10 +234,11 @@ class LogWriter:
             return None
         return {key: replace(stream) for key, stream in run.streams.items() if key[0] in attempt_ids}
 
-    def seal(self, run_id: str, attempt_id: str, fresh: Path, seen: FilesSeen, aside: Path) -> bool:
+    def seal(self, run_id: str, attempt_id: str, fresh: Path | None, seen: FilesSeen, aside: Path) -> bool:
         """Put a sealed file in the place of an attempt's plain ones, if these are as they were seen; whether they were.
 
-        They are at `aside` then, to be deleted. A crash leaves the ones or the other, or both: each is whole.
+        They are at `aside` then, to be deleted. A crash leaves the ones or the other, or both, each of them whole:
+        without `fresh` they make way for the sealed file that is there.
         """
         directory = self._directory / run_id
         plain = directory / attempt_id
@@ -245,13 +246,14 @@ class LogWriter:
         try:
             if files_seen(plain) != seen:
                 return False
-            fresh.rename(index_of.sealed_path(directory, attempt_id))
-            sync_directory(directory)
+            if fresh is not None:
+                fresh.rename(index_of.sealed_path(directory, attempt_id))
+                sync_directory(directory)
             plain.rename(aside)
         except FileNotFoundError:  # the run was removed
             return False
-        except OSError as error:
-            raise _full_or_fatal(error) from None
+        except OSError as error:  # whether the disk has failed is for those to find who need it
+            raise PistageError(Code.STORAGE, f"attempt {attempt_id} is not sealed: {error.strerror}") from None
         return True
 
     # --- files ------------------------------------------------------------------------------------------------
@@ -320,13 +322,19 @@ class LogWriter:
             _, fd = self._files.popitem(last=False)
             os.fdatasync(fd)
             os.close(fd)
-        if (sealed := index_of.sealed_path(path.parent.parent, path.parent.name)).exists():
-            unseal(sealed, path.parent)  # what an agent brings that was away: once in a long while
+        self._unseal(path.parent.parent, path.parent.name)
         path.parent.mkdir(exist_ok=True)
         fd = self._files[path] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         sync_directory(path.parent)
         sync_directory(path.parent.parent)
         return fd
+
+    def _unseal(self, directory: Path, attempt_id: str) -> None:
+        """For what an agent brings that was away: once in a long while."""
+        if (path := index_of.sealed_path(directory, attempt_id)).exists():
+            unseal(path, directory / attempt_id)
+        elif index_of.is_sealed(directory, attempt_id):
+            raise PistageError(Code.STORAGE, f"what attempt {attempt_id} printed is in the archive: nothing is added")
 
     def forget(self, run_id: str) -> None:
         """Close what is open of a run; its lengths are read from its index when they are needed again."""

@@ -218,6 +218,11 @@ def stub_path(directory: Path, attempt_id: str) -> Path:
     return directory / f"{attempt_id}.stub"
 
 
+def is_sealed(directory: Path, attempt_id: str) -> bool:
+    """Whether what the attempt printed is sealed, here or in the archive."""
+    return sealed_path(directory, attempt_id).exists() or stub_path(directory, attempt_id).exists()
+
+
 def sealed_file(directory: Path, attempt_id: str) -> SealedFile | None:
     """What is sealed of an attempt, or its stub; None where nothing is. PistageError `storage` for damage."""
     return _sealed_files.at(sealed_path(directory, attempt_id)) or _sealed_files.at(stub_path(directory, attempt_id))

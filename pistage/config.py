@@ -99,6 +99,14 @@ class MasterConfig(_Section):
     log_replicas: int = Field(
         2, ge=1, le=9, description="how many masters have output before it is acknowledged; the same on every master"
     )
+    archive: str = Field(
+        "",
+        description="object store for output of runs that ended, for example s3://bucket/prefix; the same on every"
+        " master",
+    )
+    archive_after: Seconds = Field(
+        7 * 86400.0, description="how long after the end of a run masters keep output themselves that is in the archive"
+    )
     projects: Strings = Field(("default",), description="projects that runs and actions may name")
 
 

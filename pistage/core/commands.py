@@ -12,9 +12,16 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Discriminator
 
 from pistage.core.changes import QueueSettings
+from pistage.core.commands_of_output import (
+    ArchiveOutput,
+    DeleteRetention,
+    DropOutput,
+    ForgetArchive,
+    PinRun,
+    PutRetention,
+)
 from pistage.core.model import AgentInfo, Instant, Result, State, StreamEnd
 from pistage.core.plan import Plan
-from pistage.core.retention import Drop, Retention
 
 #: The newest version of this file's commands. A leader proposes nothing that is newer than the cluster's version,
 #: which is raised once every master knows it: a master that meets a command it does not know has to stop.
@@ -204,50 +211,6 @@ class DeleteQueue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PinRun:
-    """Keep the output of a run whatever retention says (`is_pinned`), or let it go by that again."""
-
-    kind: Literal["pin_run"] = "pin_run"
-    at: int
-    run_id: str
-    is_pinned: bool
-    owner: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PutRetention:
-    """For how long output of a pipeline is kept from now on; `name` "*" is for all of which nothing else is said."""
-
-    kind: Literal["put_retention"] = "put_retention"
-    at: int
-    project: str
-    name: str
-    retention: Retention
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteRetention:
-    """Keep output of a pipeline as that of any of which nothing was said."""
-
-    kind: Literal["delete_retention"] = "delete_retention"
-    at: int
-    project: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DropOutput:
-    """Every master removes the output of these runs: those that have ended, and that nobody has pinned or reads now.
-
-    At most `retention.DROPS_MAX` of them.
-    """
-
-    kind: Literal["drop_output"] = "drop_output"
-    at: int
-    drops: tuple[Drop, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterAgent:
     """An agent came. A new incarnation gets a higher epoch; the answer carries it."""
 
@@ -424,6 +387,8 @@ Command = Annotated[
     | PutRetention
     | DeleteRetention
     | DropOutput
+    | ArchiveOutput
+    | ForgetArchive
     | RegisterAgent
     | LoseAgent
     | PauseLosses

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from pistage import wire
-from pistage.core.commands import DropOutput
+from pistage.core.commands_of_output import DropOutput
 from pistage.core.machine import Outcome
 from pistage.core.retention import DROPS_MAX, Drop, Kept, decide
 from pistage.errors import PistageError

@@ -15,6 +15,7 @@ from pistage.master.api import http
 from pistage.master.api.context import Context
 from pistage.master.api.routes import Route, routes_of
 from pistage.master.api.submissions import Planner
+from pistage.master.archiving import Archiving
 from pistage.master.copies import Copies, HttpCourier
 from pistage.master.directories import locked
 from pistage.master.dispatch import Dispatch
@@ -86,7 +87,7 @@ class Master:
         peers.on_message(replica.receive)
         context = self.context = self._context(stack, replica, peers)
         await stack.enter_async_context(running(context.logs.serve(), context.members.serve()))
-        await stack.enter_async_context(running(context.removals.serve()))
+        await stack.enter_async_context(running(context.removals.serve(), context.archiving.serve()))
         self.routes = routes_of(context)
         bound_port = await stack.enter_async_context(
             listening(
@@ -141,6 +142,9 @@ class Master:
             losses=Losses(replica, sessions, lease_s=settings.lease),
             drops=Drops(replica),
             removals=Removals(replica, logs, copies),
+            archiving=Archiving(
+                replica, logs, settings.data_dir / "logs", url=settings.archive, after_s=settings.archive_after
+            ),
             logs=logs,
             copies=copies,
             planner=Planner(lambda: replica.reader.path),
@@ -171,7 +175,13 @@ async def _lead(context: Context) -> None:
             continue
         context.sessions.open()
         sessions = (context.sessions.watch_the_clock(), context.sessions.answer_heartbeats())
-        services = (*sessions, context.dispatch.serve(), context.losses.serve(), context.drops.serve())
+        services = (
+            *sessions,
+            context.dispatch.serve(),
+            context.losses.serve(),
+            context.drops.serve(),
+            context.archiving.lead(),
+        )
         async with running(*services, context.members.lead(), context.copies.lead()):
             await replica.until_deposed()
         await context.sessions.close(leader=context.leader_elsewhere())

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from pistage.core import commands as c
+from pistage.core import commands_of_output as of_output
 from pistage.core import machine
 from pistage.core.model import Result, State, StreamEnd
 from pistage.core.plan import FailureClass
@@ -23,12 +24,12 @@ def cluster() -> Iterator[Cluster]:
 
 
 def pin(cluster: Cluster, run_id: str = "r1", *, is_pinned: bool = True) -> machine.Outcome:
-    return cluster.apply(c.PinRun(at=cluster.now, run_id=run_id, is_pinned=is_pinned, owner="o"))
+    return cluster.apply(of_output.PinRun(at=cluster.now, run_id=run_id, is_pinned=is_pinned, owner="o"))
 
 
 def drop(cluster: Cluster, *run_ids: str) -> machine.Outcome:
     drops = tuple(Drop(run_id=run_id, reason="old") for run_id in run_ids)
-    return cluster.apply(c.DropOutput(at=cluster.now, drops=drops))
+    return cluster.apply(of_output.DropOutput(at=cluster.now, drops=drops))
 
 
 def about(cluster: Cluster, run_id: str = "r1") -> tuple[object, ...]:
@@ -128,14 +129,14 @@ def test_output_is_not_dropped_while_a_run_that_kept_tasks_of_it_goes_on_or_is_p
 
 def test_what_is_said_of_retention_is_kept_for_each_project_and_forgotten(cluster: Cluster) -> None:
     def put(project: str, name: str, retention: Retention) -> None:
-        command = c.PutRetention(at=1, project=project, name=name, retention=retention)
+        command = of_output.PutRetention(at=1, project=project, name=name, retention=retention)
         assert cluster.apply(command).error is None
 
     put("default", "*", Retention(age_ms=5))
     put("default", "demo", Retention(bytes_max=6))
     put("other", "demo", Retention(age_ms=None, runs_max=7))
     put("default", "demo", Retention(runs_max=8))
-    delete = c.DeleteRetention(at=1, project="default", name="*")
+    delete = of_output.DeleteRetention(at=1, project="default", name="*")
     assert cluster.apply(delete).error is None
     refused = cluster.apply(delete).error
     assert refused is not None and refused.code is Code.NOT_FOUND
@@ -152,3 +153,15 @@ def test_what_a_lost_attempt_had_reported_of_its_steps_counts(cluster: Cluster) 
     lost = Result(state=State.LOST, failure=FailureClass.LOST, reason="gone")
     cluster.report(c.Finished(**key, result=lost))
     assert cluster.run()[0] == "lost" and about(cluster)[1] == 9
+
+
+def test_a_run_that_ended_can_be_archived_and_forgotten_and_a_live_one_cannot(cluster: Cluster) -> None:
+    cluster.submit(a_plan(a_task()))
+    print_and_end(cluster, (1, 0, 0))
+    cluster.submit(a_plan(a_task()), run_id="r2")
+    cluster.apply(of_output.ArchiveOutput(at=7, run_ids=("r1", "r2", "nobody's"), url="s3://a"))
+    cluster.apply(of_output.ArchiveOutput(at=8, run_ids=("r1",), url="s3://b"))
+    rows = cluster.db.execute("SELECT run_id, url, at FROM archived").fetchall()
+    assert [tuple(row) for row in rows] == [("r1", "s3://b", 8)]
+    cluster.apply(of_output.ForgetArchive(at=9, run_ids=("r1", "r2")))
+    assert cluster.db.execute("SELECT COUNT(*) FROM archived").fetchone()[0] == 0

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Final, assert_never
 
 from pistage.core import commands as c
+from pistage.core import commands_of_output as of_output
 from pistage.core.machine import (
     actions,
     agents,
@@ -98,14 +99,18 @@ def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PL
             return queues.put(turn, command)
         case c.DeleteQueue():
             return queues.delete(turn, command)
-        case c.PinRun():
+        case of_output.PinRun():
             return outputs.pin(turn, command)
-        case c.PutRetention():
+        case of_output.PutRetention():
             return outputs.put_retention(turn, command)
-        case c.DeleteRetention():
+        case of_output.DeleteRetention():
             return outputs.delete_retention(turn, command)
-        case c.DropOutput():
+        case of_output.DropOutput():
             return outputs.drop(turn, command)
+        case of_output.ArchiveOutput():
+            return outputs.archive(turn, command)
+        case of_output.ForgetArchive():
+            return outputs.forget_archive(turn, command)
         case c.RegisterAgent():
             return agents.register(turn, command)
         case c.LoseAgent():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from pistage.core import commands as c
+from pistage.core import commands_of_output as c
 from pistage.core.machine.outcome import Turn
 from pistage.core.model import COUNT_MAX
 from pistage.errors import Code, PistageError
@@ -83,3 +83,22 @@ def drop(turn: Turn, command: c.DropOutput) -> dict[str, object]:
             turn.dropped.append(one.run_id)
             turn.record(one.run_id, "output_dropped", reason=one.reason)
     return {"dropped": list(turn.dropped)}
+
+
+def archive(turn: Turn, command: c.ArchiveOutput) -> dict[str, object]:
+    """Those of the runs that have ended are in the archive; what of them is dropped meanwhile is deleted there."""
+    for run_id in command.run_ids:
+        added = turn.db.execute(
+            "INSERT INTO archived (run_id, url, at) SELECT id, ?, ? FROM run WHERE id = ? AND finished_at IS NOT NULL"
+            " ON CONFLICT (run_id) DO UPDATE SET url = excluded.url, at = excluded.at",
+            (command.url, turn.at, run_id),
+        )
+        if added.rowcount:
+            turn.record(run_id, "output_archived", url=command.url)
+    return {}
+
+
+def forget_archive(turn: Turn, command: c.ForgetArchive) -> dict[str, object]:
+    """The runs are in no archive."""
+    turn.db.executemany("DELETE FROM archived WHERE run_id = ?", [(run_id,) for run_id in command.run_ids])
+    return {}

@@ -184,6 +184,13 @@ CREATE TABLE IF NOT EXISTS retention (
   PRIMARY KEY (project, name)
 ) WITHOUT ROWID;
 
+-- Runs whose output is in an archive; of one that was dropped since, it is to be deleted there.
+CREATE TABLE IF NOT EXISTS archived (
+  run_id TEXT PRIMARY KEY,
+  url TEXT NOT NULL,
+  at INTEGER NOT NULL
+) WITHOUT ROWID;
+
 -- What happened to a run, in order; `id` is the log index and a counter, the same on every master.
 CREATE TABLE IF NOT EXISTS event (
   id INTEGER PRIMARY KEY,

@@ -10,6 +10,7 @@ from aiohttp import web
 from pistage.config import MasterConfig
 from pistage.errors import Code, PistageError
 from pistage.master.api.submissions import Planner
+from pistage.master.archiving import Archiving
 from pistage.master.copies import Copies
 from pistage.master.dispatch import Dispatch
 from pistage.master.logs import LogStore
@@ -38,6 +39,7 @@ class Context:
     losses: Losses
     drops: Drops
     removals: Removals
+    archiving: Archiving
     logs: LogStore
     copies: Copies
     planner: Planner

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pistage import wire
 from pistage.core import limits
-from pistage.core.commands import DeleteRetention, PinRun, PutRetention
+from pistage.core.commands_of_output import DeleteRetention, PinRun, PutRetention
 from pistage.core.model import COUNT_MAX
 from pistage.core.retention import AGE_DEFAULT_MS, AGE_MAX_MS, ALL_PIPELINES, RUNS_MAX, Kept, Retention
 from pistage.errors import Code, PistageError

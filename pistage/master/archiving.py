@@ -1,0 +1,210 @@
+"""Archiving: output of runs that ended goes to an object store, and after a while is read from there alone.
+
+The leader stores what it has sealed, then all masters agree that it is there. Each of them keeps the index of the run,
+and in place of each sealed file, once it is old enough, a stub that says where its blocks are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pistage import wire
+from pistage.core.commands_of_output import ArchiveOutput, ForgetArchive
+from pistage.core.retention import DROPS_MAX
+from pistage.errors import Code, PistageError
+from pistage.master import reads
+from pistage.master import records as index_of
+from pistage.master.archive import Archive, archive_at
+from pistage.master.directories import sync_directory
+from pistage.master.logs import LogStore
+from pistage.master.replica import Replica
+from pistage.master.sealed import SealedFile
+from pistage.master.state import Snapshot
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run with output here that has ended, `finished_at` milliseconds UTC; `url` is "" until it is archived."""
+
+    run_id: str
+    finished_at: int
+    url: str
+
+
+class Archiving:
+    """`serve` on every master, `lead` beside it on the one that leads; both look every few minutes, or at `wake`.
+
+    PistageError `usage` where the archive's URL names none.
+    """
+
+    def __init__(self, replica: Replica, logs: LogStore, directory: Path, *, url: str, after_s: float) -> None:
+        self._replica, self._logs, self._directory = replica, logs, directory
+        self._url, self._after_ms = url, int(after_s * 1000)
+        self._news = asyncio.Event()
+        self.trouble = ""  # why the archive takes nothing
+        if url:
+            Archive(url)
+
+    def wake(self) -> None:
+        """Look now."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Replace by stubs what is archived and old, until cancelled."""
+        while True:
+            news = self._news
+            try:
+                if await self._has_any():
+                    await self._replace_old_ones()
+            except PistageError as refusal:
+                log.warning("archived output stays here for now: %s", refusal)
+            await _until(news)
+
+    async def lead(self) -> None:
+        """Store what is sealed and delete what is dropped, until cancelled."""
+        while True:
+            news = self._news
+            try:
+                await self._delete_dropped()
+                if self._url:
+                    await self._store_sealed()
+                self.trouble = ""
+            except PistageError as refusal:
+                if str(refusal) != self.trouble:
+                    log.warning("archive: %s", refusal)
+                self.trouble = str(refusal)
+            await _until(news)
+
+    async def _ended_runs(self) -> AsyncIterator[list[Ended]]:
+        async with contextlib.aclosing(self._logs.run_ids()) as pages:
+            async for run_ids in pages:
+                async with self._replica.reader.single() as snapshot:
+                    ended = await _ended_of(snapshot, run_ids)
+                yield ended
+
+    # --- on the leader -------------------------------------------------------------------------------------------
+
+    async def _store_sealed(self) -> None:
+        async with self._replica.reader.single() as snapshot:
+            cluster_id = await reads.cluster_id(snapshot)
+        stored: list[str] = []
+        async for runs in self._ended_runs():
+            for run in runs:
+                if not run.url and await asyncio.to_thread(self._store, f"{cluster_id}/{run.run_id}", run.run_id):
+                    stored.append(run.run_id)
+                if len(stored) == DROPS_MAX:
+                    await self._say(stored)
+        await self._say(stored)
+
+    async def _say(self, stored: list[str]) -> None:
+        if stored:
+            await self._replica.propose(ArchiveOutput(at=wire.now_ms(), run_ids=tuple(stored), url=self._url))
+            log.info("output of %d runs is in the archive", len(stored))
+            stored.clear()
+
+    def _store(self, name: str, run_id: str) -> bool:
+        """Store a run whose attempts are all sealed; whether it was."""
+        directory = self._directory / run_id
+        attempts = list(directory.glob("*.sealed"))
+        if not attempts or any(path.is_dir() for path in directory.iterdir()):
+            return False
+        archive = archive_at(self._url)
+        for path in [*attempts, directory / "index"]:
+            archive.put(f"{name}/{path.name}", path)
+        return True
+
+    async def _delete_dropped(self) -> None:
+        while True:
+            async with self._replica.reader.single() as snapshot:
+                cluster_id = await reads.cluster_id(snapshot)
+                dropped = await snapshot.rows(_DROPPED, (DROPS_MAX,))
+            if not dropped:
+                return
+            for row in dropped:
+                await asyncio.to_thread(_delete, row["url"], f"{cluster_id}/{row['run_id']}")
+            gone = tuple(row["run_id"] for row in dropped)
+            await self._replica.propose(ForgetArchive(at=wire.now_ms(), run_ids=gone))
+
+    # --- on every master -----------------------------------------------------------------------------------------
+
+    async def _has_any(self) -> bool:
+        async with self._replica.reader.single() as snapshot:
+            return await snapshot.value("SELECT 1 FROM archived LIMIT 1") is not None
+
+    async def _replace_old_ones(self) -> None:
+        async for runs in self._ended_runs():
+            for run in runs:
+                if run.url and run.finished_at + self._after_ms <= self._replica.now_ms():
+                    await self._replace(run)
+
+    async def _replace(self, run: Ended) -> None:
+        async with self._replica.reader.single() as snapshot:
+            cluster_id = await reads.cluster_id(snapshot)
+        directory = self._directory / run.run_id
+        replaced = await asyncio.to_thread(_replace_by_stubs, directory, run.url, f"{cluster_id}/{run.run_id}")
+        if replaced:
+            log.info("run=%s its output is read from the archive from now on", run.run_id)
+
+
+def _delete(url: str, name: str) -> None:
+    archive_at(url).delete_below(name)
+
+
+def _replace_by_stubs(directory: Path, url: str, name: str) -> int:
+    """Of each sealed file that is in the archive, leave a stub; how many there were.
+
+    A crash leaves the file, or both, of which the file is read.
+    """
+    replaced = 0
+    for path in sorted(directory.glob("*.sealed")):
+        stored = f"{name}/{path.name}"
+        stub = index_of.stub_path(directory, path.stem)
+        fresh = stub.with_name(f"{stub.name}.new")
+        try:
+            if archive_at(url).size(stored) != path.stat().st_size:
+                log.error("%s is not what is in the archive as %s: it stays", path, stored)
+                continue
+            SealedFile.open(path).write_stub(fresh, url, stored)
+            fresh.replace(stub)
+            sync_directory(directory)
+            path.unlink()
+        except FileNotFoundError:  # the run was removed meanwhile
+            return replaced
+        except OSError as error:
+            raise PistageError(Code.STORAGE, f"{stub} could not be written: {error.strerror}") from None
+        replaced += 1
+    return replaced
+
+
+async def _ended_of(snapshot: Snapshot, run_ids: Sequence[str]) -> list[Ended]:
+    rows = await snapshot.rows(_ENDED, (json.dumps(run_ids),))
+    return [Ended(row["id"], row["finished_at"], row["url"]) for row in rows]
+
+
+_ENDED: Final = """
+SELECT run.id, run.finished_at, COALESCE(archived.url, '') AS url
+FROM json_each(?) AS asked JOIN run ON run.id = asked.value LEFT JOIN archived ON archived.run_id = run.id
+WHERE run.finished_at IS NOT NULL AND run.output_dropped_at IS NULL ORDER BY run.id
+"""
+_DROPPED: Final = """
+SELECT archived.run_id, archived.url FROM archived LEFT JOIN run ON run.id = archived.run_id
+WHERE run.id IS NULL OR run.output_dropped_at IS NOT NULL ORDER BY archived.run_id LIMIT ?
+"""
+
+
+async def _until(news: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LOOK_EVERY_S):
+            await news.wait()

@@ -7,17 +7,15 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from pistage.core.plaintext import plain
+
 #: Longer lines are cut into lines of this many characters: a job may print a gigabyte without a newline.
 LINE_CHARS_MAX: Final = 16 * 1024
 
-_SEQUENCE = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
-    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|\x9c|$)"  # OSC, DCS, SOS, PM, APC: titles, links, clipboard
-    r"|\x1b[ -/]*[0-~]"  # the two-character ones
-    r"|\x9b[0-?]*[ -/]*[@-~]"
-)
-#: C0 without tab and newline, delete, C1, what separates lines or paragraphs, and the marks that reorder text.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+#: Beyond what plain text is without: what separates lines or paragraphs, and the weaker marks of direction.
+_MARKS = re.compile("[\u061c\u200e\u200f\u2028\u2029]")
+#: What JSON leaves as it is and a terminal would act on.
+_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 #: Colours and weights (SGR), and nothing else that begins so.
 _COLOUR = re.compile(r"(\x1b\[(?:[0-9]{1,3}(?:[;:][0-9]{0,3}){0,15})?m)")
 _COLOUR_OFF: Final = "\x1b[0m"
@@ -27,7 +25,7 @@ def clean(text: str) -> str:
     """`text` without anything that a terminal would act on; newlines and tabs stay."""
     if text.isprintable():
         return text
-    return _CONTROL.sub("", _SEQUENCE.sub("", text))
+    return _MARKS.sub("", plain(text))
 
 
 def coloured(text: str) -> str:
@@ -41,7 +39,7 @@ def coloured(text: str) -> str:
 
 def escaped(json_text: str) -> str:
     """JSON that a terminal does not act on, and that says the same."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text)
+    return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text)
 
 
 def one_line(text: str) -> str:

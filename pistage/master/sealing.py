@@ -33,6 +33,7 @@ from pistage.master import records as index_of
 from pistage.master import sealed
 from pistage.master.logrun import FilesSeen, Stream, files_seen
 from pistage.master.logs import LogStore
+from pistage.master.mending import Mender
 from pistage.master.records import StreamKey
 from pistage.master.sealed import Part, Source
 from pistage.master.state import Reader
@@ -108,15 +109,24 @@ class _StoppingError(Exception):
 class Sealing:
     """Runs `serve` on every master; `notice` is for each outcome that is applied. `close` after it."""
 
-    def __init__(self, reader: Callable[[], Reader], logs: LogStore, directory: Path, *, delay_s: float = _DELAY_S):
+    def __init__(
+        self,
+        reader: Callable[[], Reader],
+        logs: LogStore,
+        directory: Path,
+        *,
+        mender: Mender,
+        delay_s: float = _DELAY_S,
+    ) -> None:
         self._reader, self._logs, self._directory, self._delay_s = reader, logs, directory, delay_s
+        self._mender = mender
         self._thread = ThreadPoolExecutor(1, "sealing")
         self._stopping = threading.Event()
         self._due: list[tuple[float, str]] = []  # a heap: when, monotonic seconds, and which attempt
         self._pauses: dict[str, float] = {}  # of all that wait: how long next time
         self._news, self._room = asyncio.Event(), asyncio.Event()
         self._codec = codecs.available()[-1]
-        self.damaged: set[str] = set()  # attempts that are not what their agents reported
+        self.damaged: dict[str, bool] = {}  # attempts that are not what was printed: whether nobody has anything better
         self.sealed_count = 0
 
     def notice(self, outcome: Outcome) -> None:
@@ -202,9 +212,10 @@ class Sealing:
                         self._room.clear()
                         await self._room.wait()
                     for attempt_id in over:
-                        self._offer(attempt_id)
-                    offered.update(self.damaged.intersection(over))
-        self.damaged &= offered  # the others are gone
+                        if not self.damaged.get(attempt_id):
+                            self._offer(attempt_id)
+                    offered.update(attempt_id for attempt_id in over if attempt_id in self.damaged)
+        self.damaged = {attempt_id: self.damaged[attempt_id] for attempt_id in offered if attempt_id in self.damaged}
 
     def _plain_attempts(self, run_ids: Iterable[str]) -> list[str]:
         found: list[str] = []
@@ -216,6 +227,8 @@ class Sealing:
     def _remove_leftovers(self) -> None:
         for path in self._directory.glob("*.sealing"):
             path.unlink(missing_ok=True)
+        for path in self._directory.glob("*.mending"):
+            shutil.rmtree(path, ignore_errors=True)
 
     # --- what becomes of them ------------------------------------------------------------------------------------
 
@@ -230,7 +243,7 @@ class Sealing:
         for attempt_id, verdict in verdicts.items():
             self.sealed_count += verdict is Verdict.SEALED
             if verdict is not Verdict.DAMAGED:
-                self.damaged.discard(attempt_id)
+                self.damaged.pop(attempt_id, None)
         return verdicts
 
     async def _attend_run(self, run_id: str, attempts: Sequence[_Ended]) -> dict[str, Verdict]:
@@ -243,11 +256,11 @@ class Sealing:
         rest: list[_Ended] = []
         for one in attempts:
             files = seen[one.attempt_id]
-            is_sealed = index_of.is_sealed(directory, one.attempt_id)
-            if files and is_sealed:  # a crash came before the plain files were gone
+            # Beside a sealed file they are left by a crash; beside a stub they are what came late.
+            if files and index_of.sealed_path(directory, one.attempt_id).exists():
                 is_done = await self._logs.seal(run_id, one.attempt_id, None, files)
                 verdicts[one.attempt_id] = Verdict.SEALED if is_done else Verdict.LATER
-            elif files or (one.has_printed and not is_sealed):
+            elif files or (one.has_printed and not index_of.is_sealed(directory, one.attempt_id)):
                 rest.append(one)
         streams = await self._streams(directory, {one.attempt_id for one in rest}) if rest else {}
         for one in rest:
@@ -280,16 +293,13 @@ class Sealing:
         return await self._in_thread(read)
 
     async def _attend_files(self, one: _Ended, seen: FilesSeen, streams: Mapping[Part, Stream]) -> Verdict:
-        directory, fresh = self._directory / one.run_id, self._directory / f"{one.attempt_id}.sealing"
-        sources = [
-            Source(*part, index_of.stream_path(directory, (one.attempt_id, *part)), stream.kept)
-            for part, stream in streams.items()
-            if stream.kept
-        ]
-        if not sources:
+        fresh = self._directory / f"{one.attempt_id}.sealing"
+        if not any(stream.kept for stream in streams.values()):
             return Verdict.NOTHING
         try:
-            verdict = await self._seal(one, sources, streams, fresh)
+            verdict, damaged = await self._seal(one, streams, fresh, {})
+            if verdict is Verdict.DAMAGED:
+                verdict = await self._mend(one, streams, fresh, damaged)
             if verdict is Verdict.SEALED and not await self._logs.seal(one.run_id, one.attempt_id, fresh, seen):
                 return Verdict.LATER
         finally:
@@ -297,38 +307,64 @@ class Sealing:
         return verdict
 
     async def _seal(
-        self, one: _Ended, sources: Sequence[Source], streams: Mapping[Part, Stream], fresh: Path
-    ) -> Verdict:
-        """Make the sealed file, and compare."""
+        self, one: _Ended, streams: Mapping[Part, Stream], fresh: Path, instead: Mapping[Part, Path]
+    ) -> tuple[Verdict, Collection[Part]]:
+        """Make a sealed file of the plain ones, or of others `instead`, and compare; which streams are damaged."""
+        plain = self._directory / one.run_id / one.attempt_id
+        sources = [
+            Source(*part, instead.get(part, plain / f"{part[0]}.{part[1]}"), stream.kept)
+            for part, stream in sorted(streams.items())  # the same on every master
+            if stream.kept
+        ]
         where = f"run={one.run_id} attempt={one.attempt_id}"
         try:
             if shutil.disk_usage(self._directory).free < sum(source.length for source in sources):
-                return Verdict.LATER  # it would be there for a moment only; but others would have to wait for that
+                return Verdict.LATER, ()  # what is compressed is soon less, but until then others would have to wait
             pace = _Pace(self._stopping)
             told = await self._in_thread(lambda: sealed.write(fresh, sources, codec=self._codec, between=pace))
-        except FileNotFoundError:  # the run was removed
-            return Verdict.LATER
-        except OSError as error:
-            log.warning("%s is not sealed: %s", where, error)
-            return Verdict.LATER
+        except OSError as error:  # the run was removed, or there is no room
+            log.info("%s is not sealed for now: %s", where, error)
+            return Verdict.LATER, ()
         except PistageError as damage:
             if damage.code is not Code.STORAGE:
                 raise
-            return self._told_damaged(one, f"{where} is not sealed: {damage}")
-        for part, written in told.items():
-            if one.differs(part, streams[part], written.sha256):
-                return self._told_damaged(
-                    one,
-                    f"{where} step={part[0]} stream={part[1]} its output is damaged here, and stays as it is:"
-                    f" {written.length} bytes of SHA-256 {written.sha256}, its agent reported {one.reported[part][1]}",
-                )
-        return Verdict.SEALED
+            self._tell_damaged(one, f"{where} is not sealed: {damage}")
+            return Verdict.DAMAGED, streams.keys()
+        damaged = [part for part, written in told.items() if one.differs(part, streams[part], written.sha256)]
+        if damaged:
+            of = "; ".join(f"step={part[0]} stream={part[1]} SHA-256 {told[part].sha256}" for part in damaged)
+            self._tell_damaged(one, f"{where} its output here is not what was printed, and stays as it is: {of}")
+        return (Verdict.DAMAGED if damaged else Verdict.SEALED), damaged
 
-    def _told_damaged(self, one: _Ended, what: str) -> Verdict:
-        if one.attempt_id not in self.damaged and len(self.damaged) < _WAITING_MAX:
-            self.damaged.add(one.attempt_id)
-            log.error("%s", what)
+    async def _mend(
+        self, one: _Ended, streams: Mapping[Part, Stream], fresh: Path, damaged: Collection[Part]
+    ) -> Verdict:
+        """Seal what another master has of the damaged streams instead, if that is what was printed."""
+        into, where = self._directory / f"{one.attempt_id}.mending", f"run={one.run_id} attempt={one.attempt_id}"
+        is_hopeless = True
+        try:
+            for node_id in self._mender.others:
+                try:
+                    await self._mender.fetch(node_id, one.run_id, one.attempt_id, into)
+                except PistageError as refusal:
+                    log.info("%s master=%s cannot mend it now: %s", where, node_id, refusal)
+                    is_hopeless = False
+                    continue
+                instead = {part: into / f"{part[0]}.{part[1]}" for part in damaged}
+                verdict, _ = await self._seal(one, streams, fresh, instead)
+                if verdict is Verdict.SEALED:
+                    log.warning("%s is mended from master=%s", where, node_id)
+                    return verdict
+                is_hopeless = is_hopeless and verdict is Verdict.DAMAGED
+        finally:
+            await asyncio.to_thread(shutil.rmtree, into, ignore_errors=True)
+        self.damaged[one.attempt_id] = is_hopeless
         return Verdict.DAMAGED
+
+    def _tell_damaged(self, one: _Ended, what: str) -> None:
+        if one.attempt_id not in self.damaged:
+            self.damaged[one.attempt_id] = False
+            log.error("%s", what)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:

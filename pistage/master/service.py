@@ -25,10 +25,12 @@ from pistage.master.logs import LogStore
 from pistage.master.logwriter import Bounds
 from pistage.master.losses import Losses
 from pistage.master.members import Members
+from pistage.master.mending import Mender
 from pistage.master.owning import running
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.retention import Drops, Removals, dropped_in
+from pistage.master.sealing import Sealing
 from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
 from pistage.master.snapshots import Snapshots
@@ -88,6 +90,7 @@ class Master:
         context = self.context = self._context(stack, replica, peers)
         await stack.enter_async_context(running(context.logs.serve(), context.members.serve()))
         await stack.enter_async_context(running(context.removals.serve(), context.archiving.serve()))
+        await stack.enter_async_context(running(context.sealing.serve()))
         self.routes = routes_of(context)
         bound_port = await stack.enter_async_context(
             listening(
@@ -124,6 +127,10 @@ class Master:
         logs = LogStore(settings.data_dir / "logs", bounds)
         stack.callback(logs.close)
         courier = HttpCourier(peers, replica.identity.group_id)
+        mender = Mender(replica, courier, settings.data_dir / "logs")
+        sealing = Sealing(lambda: replica.reader, logs, settings.data_dir / "logs", mender=mender)
+        stack.callback(sealing.close)
+        replica.on_applied(sealing.notice)
         copies = Copies(replica, logs, courier, replicas=settings.log_replicas, dropped=dropped_in(replica))
         sessions = Sessions(replica, copies, heartbeat_s=settings.heartbeat, lease_s=settings.lease)
         dispatch = Dispatch(replica, sessions, logs)
@@ -142,6 +149,7 @@ class Master:
             losses=Losses(replica, sessions, lease_s=settings.lease),
             drops=Drops(replica),
             removals=Removals(replica, logs, copies),
+            sealing=sealing,
             archiving=Archiving(
                 replica, logs, settings.data_dir / "logs", url=settings.archive, after_s=settings.archive_after
             ),

@@ -10,25 +10,31 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pistage import wire
+from pistage import raft, wire
+from pistage.core import commands as c
 from pistage.core import machine
 from pistage.core.changes import AttemptEnded
 from pistage.core.machine import Outcome
+from pistage.core.model import Result, State, StreamEnd
 from pistage.errors import Code, PistageError
 from pistage.master import records, sealed, sealing
 from pistage.master.logrun import files_seen
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended, Bounds, LogWriter, Placed
+from pistage.master.mending import Mender
 from pistage.master.owning import running
 from pistage.master.records import RECORD_BYTES
 from pistage.master.sealing import Sealing, Verdict
 from pistage.master.state import Reader
 from pistage.wire import GapReason
 from pistage.wire.codecs import Codec
+from tests.master.fakes import FakeAgent, a_master, an_agent
 from tests.master.test_logs import a_store
+from tests.master.test_output_failover import three_masters
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 TEXT = b"a line that a step printed\n" * 2_000
@@ -71,6 +77,28 @@ class Told:
         self._db.close()
 
 
+class Courier:
+    """Carries questions to stores in this process."""
+
+    def __init__(self, stores: dict[str, LogStore]) -> None:
+        self._stores = stores
+
+    async def ask(self, node_id: str, question: wire.CopyQuestion, timeout_s: float) -> wire.CopyAnswer:
+        if node_id not in self._stores:
+            raise PistageError(Code.UNAVAILABLE, "it is away")
+        assert isinstance(question, wire.Fetch)
+        return await self._stores[node_id].fetch(question.run_id, question.start, question.before, 4_000)
+
+
+class Group:
+    """What a mender knows of its group."""
+
+    node_id, leader, term = "here", "leader", 3
+
+    def __init__(self, *voters: str) -> None:
+        self.membership = raft.Config(voters=voters)
+
+
 class Place:
     """A store, its sealing, and the state they go by."""
 
@@ -104,7 +132,8 @@ async def a_place(directory: Path, *, delay_s: float = 0.0) -> AsyncIterator[Pla
     reader = Reader(directory / "state.db")
     await reader.open()
     async with a_store(directory / "logs") as store:
-        service = Sealing(lambda: reader, store, directory / "logs", delay_s=delay_s)
+        alone = Mender(Group("here"), Courier({}), directory / "logs")
+        service = Sealing(lambda: reader, store, directory / "logs", mender=alone, delay_s=delay_s)
         try:
             yield Place(directory, store, service, told)
         finally:
@@ -247,15 +276,16 @@ async def test_bytes_that_are_not_what_was_printed_stay_plain_and_are_told_once(
         file.write_bytes(b"A" + TEXT[1:])
         for _ in range(2):
             assert await place.attend() is Verdict.DAMAGED
-        assert place.sealing.damaged == {ATTEMPT}
+        assert set(place.sealing.damaged) == {ATTEMPT}
         errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
         assert len(errors) == 1
-        assert f"run={RUN} attempt={ATTEMPT} step=1 stream=1" in errors[0]
+        assert f"run={RUN} attempt={ATTEMPT} " in errors[0]
+        assert "step=1 stream=1" in errors[0]
         assert await place.read() == b"A" + TEXT[1:]
         assert not place.sealed.exists()
         file.write_bytes(TEXT)
         assert await place.attend() is Verdict.SEALED
-        assert place.sealing.damaged == set()
+        assert place.sealing.damaged == {}
 
 
 async def test_a_file_that_is_shorter_than_its_index_says_is_damage(tmp_path: Path) -> None:
@@ -280,6 +310,76 @@ async def test_damage_of_what_is_sealed_is_told_to_its_readers_and_costs_no_othe
         with pytest.raises(PistageError, match="damaged") as refusal:
             await place.read()
         assert refusal.value.code is Code.STORAGE
+
+
+@pytest.mark.parametrize("whole_at", ["leader", "other"])
+async def test_damage_is_mended_from_a_master_that_has_what_was_printed(tmp_path: Path, whole_at: str) -> None:
+    pieces = [random.Random(n).randbytes(1_000) for n in range(20)]
+    whole = b"".join(pieces)
+    async with (
+        a_store(tmp_path / "leader") as leader,
+        a_store(tmp_path / "other") as other,
+        a_place(tmp_path) as place,
+    ):
+        stores = {"leader": leader, "other": other}
+        attempt = wire.new_id()
+        for n, piece in enumerate(pieces):
+            for of_attempt in (attempt, ATTEMPT):
+                frame = wire.LogFrame(
+                    attempt_id=of_attempt, step="1", stream=1, offset=1_000 * n, at=7, data=piece
+                )  # fmt: skip
+                await (await leader.append(RUN, frame, term=0))
+        everything = await leader.piece(RUN, 0, 99, 1 << 20)
+        for store in (other, place.store):
+            await store.extend(0, [everything])
+        place.told.ended(ATTEMPT, whole)
+        for name in {"leader", "other", "logs"} - {whole_at}:
+            spoil(tmp_path / name / RUN / ATTEMPT / "1.1")
+        place.sealing._mender = Mender(Group("away", "here", "leader", "other"), Courier(stores), tmp_path / "logs")
+        assert await place.attend() is Verdict.SEALED
+        assert await place.read() == whole
+        assert place.sealing.damaged == {}
+        assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [RUN]
+
+
+async def test_of_each_stream_what_is_whole_is_taken_whoever_has_it(tmp_path: Path) -> None:
+    async with a_store(tmp_path / "leader") as leader, a_place(tmp_path) as place:
+        for store in (leader, place.store):
+            for stream in (1, 2):
+                frame = wire.LogFrame(attempt_id=ATTEMPT, step="1", stream=stream, offset=0, at=7, data=TEXT)
+                await (await store.append(RUN, frame, term=0))
+        place.told.ended(ATTEMPT, TEXT, TEXT)
+        spoil(place.plain / "1.1")
+        spoil(tmp_path / "leader" / RUN / ATTEMPT / "1.2")
+        place.sealing._mender = Mender(Group("here", "leader"), Courier({"leader": leader}), tmp_path / "logs")
+        assert await place.attend() is Verdict.SEALED
+        assert (await place.read(1), await place.read(2)) == (TEXT, TEXT)
+
+
+async def test_damage_that_all_have_is_hopeless_and_not_asked_for_again(tmp_path: Path) -> None:
+    async with a_store(tmp_path / "leader") as leader, a_place(tmp_path) as place:
+        frame = wire.LogFrame(attempt_id=ATTEMPT, step="1", stream=1, offset=0, at=7, data=b"what came")
+        for store in (leader, place.store):
+            await (await store.append(RUN, frame, term=0))
+        place.told.ended(ATTEMPT, b"was sent!")
+        group = Group("away", "here", "leader")
+        place.sealing._mender = Mender(group, Courier({"leader": leader}), tmp_path / "logs")
+        assert await place.attend() is Verdict.DAMAGED
+        assert place.sealing.damaged == {ATTEMPT: False}  # one is away
+        group.membership = raft.Config(voters=("here", "leader"))
+        assert await place.attend() is Verdict.DAMAGED
+        assert place.sealing.damaged == {ATTEMPT: True}
+        assert await place.read() == b"what came"
+
+
+async def test_a_master_that_has_another_index_mends_nothing(tmp_path: Path) -> None:
+    async with a_store(tmp_path / "leader") as leader, a_place(tmp_path) as place:
+        for store, at in ((leader, 7), (place.store, 8)):
+            frame = wire.LogFrame(attempt_id=ATTEMPT, step="1", stream=1, offset=0, at=at, data=b"hello")
+            await (await store.append(RUN, frame, term=0))
+        mender = Mender(Group("away", "here", "leader", "other"), Courier({"leader": leader}), tmp_path / "logs")
+        with pytest.raises(PistageError, match="something else"):
+            await mender.fetch("leader", RUN, ATTEMPT, tmp_path / "fetched")
 
 
 def spoil(path: Path, at: int = -5) -> None:
@@ -491,8 +591,8 @@ def test_who_reads_while_it_is_sealed_and_unsealed_reads_all_of_it(tmp_path: Pat
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+async def until(is_so: Callable[[], bool], timeout_s: float = 10) -> None:
+    async with asyncio.timeout(timeout_s):
         while True:
             if is_so():
                 return
@@ -568,6 +668,62 @@ async def test_it_stops_in_the_middle_of_a_large_one_and_leaves_it_as_it_was(tmp
         place.sealing._stopping.set()
         with pytest.raises(PistageError, match="stopping"):
             await place.attend()
-        assert place.sealing.damaged == set()
+        assert place.sealing.damaged == {}
         assert await place.read() == 12 * text
         assert list((tmp_path / "logs").glob("*.sealing")) == []
+
+
+# --- through the masters ---------------------------------------------------------------------------------------------
+
+
+async def finish(agent: FakeAgent, assign: wire.Assign, out: bytes) -> None:
+    """As an agent does that has counted what was printed."""
+    result = Result(state=State.SUCCEEDED, exit_code=0)
+    key = {"at": wire.now_ms(), "attempt_id": assign.attempt_id, "fence": assign.fence}
+    streams = [StreamEnd(length=len(one), sha256=sha256(one)) for one in (out, b"")]
+    await agent.report(
+        c.StepFinished(**key, step="1", result=result, stdout=streams[0], stderr=streams[1]),
+        c.Finished(**key, result=result),
+    )
+
+
+def sealed_of(run: dict[str, Any], assign: wire.Assign, data_dir: Path) -> Path:
+    return data_dir / "logs" / str(run["id"]) / f"{assign.attempt_id}.sealed"
+
+
+async def test_a_master_seals_what_has_ended_and_shows_it_as_before(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        api.master.context.sealing._delay_s = 0.0  # type: ignore[attr-defined]
+        run = await api.submit()
+        assign = await agent.receive(wire.Assign)
+        await agent.accept(assign)
+        assert (await agent.print(assign, TEXT)).length == len(TEXT)
+        await finish(agent, assign, TEXT)
+        await until(sealed_of(run, assign, tmp_path).exists)
+        assert await api.call("GET", f"/api/v1/runs/{run['id']}/logs") == (200, TEXT.decode())
+        _, metrics = await api.call("GET", "/metrics")
+        assert "\npistage_output_sealed_total 1\n" in metrics
+        assert "\npistage_output_damaged 0\n" in metrics
+
+
+@pytest.mark.slow
+async def test_each_master_seals_its_own_copy_and_the_next_leader_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "_PAUSE_S", 0.1)
+    text = random.Random(3).randbytes(40_000).hex().encode()
+    async with three_masters(tmp_path) as masters:
+        for master in masters.up.values():
+            master.context.sealing._delay_s = 0.0
+        first = await masters.leader()
+        async with an_agent(first) as (agent, _):
+            run = await first.submit()
+            assign = await agent.receive(wire.Assign)
+            await agent.accept(assign)
+            assert (await agent.print(assign, text)).length == len(text)
+            await finish(agent, assign, text)
+        files = [sealed_of(run, assign, tmp_path / url[-5:].strip(":")) for url in masters.urls]
+        await until(lambda: all(file.exists() for file in files), timeout_s=60)
+        await masters.stop(first.url)
+        second = await masters.leader(other_than=first.url)
+        assert await second.call("GET", f"/api/v1/runs/{run['id']}/logs") == (200, text.decode())

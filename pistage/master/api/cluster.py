@@ -175,6 +175,9 @@ class ClusterRoutes:
         for name, rows in (("runs", runs), ("tasks", tasks), ("agents", agents)):
             lines.append(f"# TYPE pistage_{name} gauge")
             lines += [f'pistage_{name}{{state="{state}"}} {count}' for state, count in rows]
+        sealing = self._context.sealing
+        lines += ["# TYPE pistage_output_sealed_total counter", f"pistage_output_sealed_total {sealing.sealed_count}"]
+        lines += ["# TYPE pistage_output_damaged gauge", f"pistage_output_damaged {len(sealing.damaged)}"]
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
 
 

@@ -19,6 +19,7 @@ from pistage.master.members import Members
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.retention import Drops, Removals
+from pistage.master.sealing import Sealing
 from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
 from pistage.master.snapshots import Snapshots
@@ -39,6 +40,7 @@ class Context:
     losses: Losses
     drops: Drops
     removals: Removals
+    sealing: Sealing
     archiving: Archiving
     logs: LogStore
     copies: Copies

@@ -84,7 +84,7 @@ async def full_disk(scene: Scene) -> None:
         free = shutil.disk_usage(scene.group.data_dir(name)).free
         scene.say(f"the disk of {name}{' (leader)' if name == leader else ''} is full for {seconds:.1f} s ({free:,} B)")
         try:
-            await asyncio.to_thread(_fill, ballast)
+            await asyncio.to_thread(fill, ballast)
             await asyncio.sleep(seconds)
         finally:
             ballast.unlink(missing_ok=True)
@@ -92,7 +92,8 @@ async def full_disk(scene: Scene) -> None:
         await _back(scene, name)
 
 
-def _fill(ballast: Path) -> None:
+def fill(ballast: Path) -> None:
+    """To the last byte of its file system."""
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         for size in (1 << 20, 4096, 1):
             with contextlib.suppress(OSError):

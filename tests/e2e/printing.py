@@ -121,19 +121,21 @@ _SHEET: Final = b"".join(_BLOCK[start:] for start in range(_SHEET_BLOCKS))
 _MAKE_BLOCK: Final = f"""d=$(mktemp -d); echo {base64.b64encode(_BLOCK).decode()} | base64 -d >"$d/block"\n"""
 
 
+def _tails(count: int, file: str) -> str:
+    return f"""i=0; while [ $i -lt {count} ]; do i=$((i+1)); tail -c +$i "$d/{file}"; done"""
+
+
+_MAKE_SHEET: Final = f"""{_MAKE_BLOCK}{_tails(_SHEET_BLOCKS, "block")} >"$d/sheet"\n"""
+
+
 def noise(size: int) -> Program:
     """Random bytes, at least `size` of them: one sheet again and again, each time without one byte more at its head."""
     count = -(-size // len(_SHEET)) + 1
-    make = f"""{_MAKE_BLOCK}{_tails(_SHEET_BLOCKS, "block")} >"$d/sheet"\n"""
     return Program(
         title="Noise",
-        script=f"""{make}{_tails(count, "sheet")}\nrm -r "$d\"""",
+        script=f"""{_MAKE_SHEET}{_tails(count, "sheet")}\nrm -r "$d\"""",
         stdout=lambda: (_SHEET[start:] for start in range(count)),
     )
-
-
-def _tails(count: int, file: str) -> str:
-    return f"""i=0; while [ $i -lt {count} ]; do i=$((i+1)); tail -c +$i "$d/{file}"; done"""
 
 
 def last_words() -> Program:
@@ -169,17 +171,24 @@ def endless_lines(count: int) -> bytes:
 
 
 def at_length(bursts: int) -> Program:
-    """A burst on each stream every tenth of a second: random bytes and a line that says which."""
+    """A burst on each stream every tenth of a second: random bytes and a line that says which, 480 KB a second."""
     script = f"""{_MAKE_BLOCK}i=0; while [ $i -lt {bursts} ]; do i=$((i+1))
 tail -c +$i "$d/block"; echo "burst $i"; tail -c +$((i+i)) "$d/block" >&2; echo "burst $i" >&2; sleep 0.1; done"""
     return Program(
         title="At length",
         script=script,
-        stdout=lambda: _bursts(bursts, 1),
-        stderr=lambda: _bursts(bursts, 2),
+        stdout=lambda: _bursts(_BLOCK, bursts, 1),
+        stderr=lambda: _bursts(_BLOCK, bursts, 2),
     )
 
 
-def _bursts(bursts: int, stride: int) -> Iterator[bytes]:
+def flood(bursts: int) -> Program:
+    """The same on standard output alone, with 7.5 MB a second."""
+    script = f"""{_MAKE_SHEET}i=0; while [ $i -lt {bursts} ]; do i=$((i+1))
+tail -c +$i "$d/sheet"; echo "burst $i"; sleep 0.1; done"""
+    return Program(title="Flood", script=script, stdout=lambda: _bursts(_SHEET, bursts, 1))
+
+
+def _bursts(source: bytes, bursts: int, stride: int) -> Iterator[bytes]:
     for number in range(1, bursts + 1):
-        yield _BLOCK[number * stride - 1 :] + b"burst %d\n" % number
+        yield source[number * stride - 1 :] + b"burst %d\n" % number

@@ -151,15 +151,15 @@ class _Counting:
 
 
 def _bytes_of(directory: Path, key: StreamKey) -> Iterator[bytes]:
-    """The whole file, whatever the index says; from the sealed file where there is one."""
+    """All there is, whatever the index says; of an attempt that is sealed, perhaps while this is read."""
     attempt_id, step, stream = key
-    sealed = directory / f"{attempt_id}.sealed"
-    if sealed.exists():
-        yield from SealedFile.open(sealed).blocks(step, stream)
-    elif (plain := index_of.stream_path(directory, key)).exists():
-        with plain.open("rb") as file:
-            while part := file.read(_READ_BYTES):
+    try:
+        with index_of.stream_path(directory, key).open("rb") as plain:
+            while part := plain.read(_READ_BYTES):
                 yield part
+    except FileNotFoundError:
+        if (sealed := directory / f"{attempt_id}.sealed").exists():
+            yield from SealedFile.open(sealed).blocks(step, stream)
 
 
 def wrong_in_files(directories: Mapping[str, Path], run: Mapping[str, Any], program: Program) -> list[str]:

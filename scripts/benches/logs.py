@@ -8,11 +8,12 @@ import signal
 from pathlib import Path
 
 from benches.logs_cluster import Options, Text
+from benches.logs_finding import grep, line
 from benches.logs_followers import followers
 from benches.logs_latency import first
 from benches.logs_throughput import many, throughput
 
-PARTS = {"throughput": throughput, "many": many, "first": first, "followers": followers}
+PARTS = {"throughput": throughput, "many": many, "first": first, "line": line, "followers": followers, "grep": grep}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

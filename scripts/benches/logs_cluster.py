@@ -158,6 +158,7 @@ class Cluster:
         self.masters, self.runtime, self.text = masters, runtime, text
         self.agent_pid = 0
         self.leader = 0
+        self.kept_run_id = ""  # of which several things are asked
 
     @property
     def url(self) -> str:
@@ -199,16 +200,16 @@ class Cluster:
         assert run["state"] == "succeeded", run
         return run
 
-    def follow(self, run_id: str, stdout: Any, *options: str) -> subprocess.Popen[bytes]:
-        """`pistage logs -f`."""
-        environ = self.masters.environ() | {"PISTAGE_TOKEN": TOKEN, "PISTAGE_SERVER": ",".join(self.masters.urls)}
-        wrapper = os.environ.get("BENCH_CLI_OPTIONS", "-m pistage").split()
-        command = [sys.executable, *wrapper, "logs", run_id, "-f", *options]
-        return subprocess.Popen(command, env=environ, stdout=stdout)
+    def follow(self, run_id: str, stdout: Any, *, asks_leader: bool = True) -> subprocess.Popen[bytes]:
+        """`pistage logs -f`, which asks the leader first, or last."""
+        others = [url for url in self.masters.urls if url != self.url]
+        servers = [self.url, *others] if asks_leader else [*others, self.url]
+        environ = self.masters.environ() | {"PISTAGE_TOKEN": TOKEN, "PISTAGE_SERVER": ",".join(servers)}
+        return subprocess.Popen([sys.executable, "-m", "pistage", "logs", run_id, "-f"], env=environ, stdout=stdout)
 
-    async def has_printed(self, run_id: str, count: int) -> None:
-        """Once so many bytes of the run's first stream are in the leader's files."""
-        async with asyncio.timeout(_WAIT_S):
+    async def has_printed(self, run_id: str, count: int, wait_s: float = _WAIT_S) -> None:
+        """Once so many bytes of stdout are in the leader's files."""
+        async with asyncio.timeout(wait_s):
             while sum(path.stat().st_size for path in self.logs_of(run_id).glob("*/*.1")) < count:
                 await asyncio.sleep(0.05)
 

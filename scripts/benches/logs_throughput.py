@@ -43,6 +43,10 @@ async def throughput(directory: Path, text: Text, options: Options) -> None:
                 ):
                     rates[name].append(rate)
                     print(f"    {name:<16} {rate:6.1f} MB/s; CPU s: {cpu}", flush=True)
+        with gates(text.directory, "passed-on") as (gate,):
+            script = printing(cluster.inside, gate)
+            rate, cpu = await ours(cluster, [script], gate, text.length, asks_leader=False)
+            print(f"    through a master that does not lead {rate:.1f} MB/s; CPU s: {cpu}", flush=True)
         await verify(cluster, text)
     for name, values in rates.items():
         print(f"  {name:<34} {spread(values, 1)} MB/s, n={len(values)}")
@@ -53,10 +57,12 @@ async def throughput(directory: Path, text: Text, options: Options) -> None:
     print(f"  of docker logs -f {spread(ratios, 2)} (target ≥ 2)", flush=True)
 
 
-async def ours(cluster: Cluster, scripts: list[str], gate: Gate, length: int) -> tuple[float, str]:
+async def ours(
+    cluster: Cluster, scripts: list[str], gate: Gate, length: int, *, asks_leader: bool = True
+) -> tuple[float, str]:
     """MB/s from the gate to the last byte that `pistage logs -f` writes, and the CPU that it took."""
     run_id = await cluster.submit(*scripts)
-    client = cluster.follow(run_id, subprocess.DEVNULL)
+    client = cluster.follow(run_id, subprocess.DEVNULL, asks_leader=asks_leader)
     try:
         until_written(client, len(scripts) * _FIRST_BYTES)
         engine = {"engine": engine_pid()} if cluster.runtime == "docker" else {}

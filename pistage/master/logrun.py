@@ -9,13 +9,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pistage.errors import PistageError
+from pistage.errors import Code, PistageError
 from pistage.master import records as index_of
 from pistage.master.blocks import BLOCK_RECORDS, Block
 from pistage.master.blocks import pack as pack_block
 from pistage.master.directories import sync_directory
 from pistage.master.records import RECORD_BYTES, Kind, Record, StreamKey
-from pistage.master.sealed import unseal
+from pistage.master.sealed import SealedFile, unseal
 from pistage.wire import Extent, GapReason
 
 log = logging.getLogger(__name__)
@@ -171,6 +171,24 @@ def make_plain(directory: Path, attempt_id: str) -> bool:
         path.rename(path.with_suffix(".aside"))
         sync_directory(directory)
     return not what
+
+
+def put_stub(directory: Path, attempt_id: str, stub: bytes) -> None:
+    """Take over the stub of an attempt, instead of what is here of it. PistageError `invalid` for what is none."""
+    fresh = directory / f"{attempt_id}.stub.new"
+    with fresh.open("wb") as file:
+        file.write(stub)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        SealedFile.open(fresh)
+    except PistageError as damage:
+        fresh.unlink()
+        raise PistageError(Code.INVALID, f"not a stub: {damage}") from None
+    fresh.replace(index_of.stub_path(directory, attempt_id))
+    sync_directory(directory)
+    index_of.sealed_path(directory, attempt_id).unlink(missing_ok=True)
+    shutil.rmtree(directory / attempt_id, ignore_errors=True)
 
 
 FilesSeen = dict[str, tuple[int, int, int]]

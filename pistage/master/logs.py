@@ -151,8 +151,8 @@ class LogStore:
             return Fetched(Fit(False, count), b"", b"")
         if not index_of.is_at(directory / "index", start, before):
             return Fetched(Fit(False, index_of.place_before(directory / "index", start - 1)), b"", b"")
-        _, records, data = index_of.read_piece(directory, start, count, bytes_max)
-        return Fetched(Fit(True, start + len(records) // index_of.RECORD_BYTES), records, data)
+        _, records, data, stubs = index_of.read_piece(directory, start, count, bytes_max)
+        return Fetched(Fit(True, start + len(records) // index_of.RECORD_BYTES), records, data, stubs)
 
     # --- reading -------------------------------------------------------------------------------------------------
 

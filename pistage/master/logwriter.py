@@ -19,7 +19,7 @@ from pistage.core import ids, limits
 from pistage.errors import Code, PistageError
 from pistage.master import records as index_of
 from pistage.master.directories import sync_directory
-from pistage.master.logrun import FilesSeen, Run, Stream, files_seen, make_plain, recovered
+from pistage.master.logrun import FilesSeen, Run, Stream, files_seen, make_plain, put_stub, recovered
 from pistage.master.records import RECORD_BYTES, Kind, Record, StreamKey, stream_path
 from pistage.master.sealed import unseal
 from pistage.wire import Extent, Fit, LogFrame, LogGap, Piece
@@ -186,17 +186,22 @@ class LogWriter:
         if same < total and piece.start + same < run.count:
             run = self._cut(run, piece.start + same)
         known, fresh = (index_of.unpack(part) for part in _split(piece.records, same))
-        written = {record.attempt_id for record in fresh if record.kept}
+        stubs = {attempt_id: stub for attempt_id, stub in piece.stubs if ids.is_id(attempt_id)}
+        written = {record.attempt_id for record in fresh if record.kept and record.attempt_id not in stubs}
         if not all(make_plain(run.directory, attempt_id) for attempt_id in written):
             self.forget(piece.run_id)
             run = self._open(piece.run_id)
         if run.count < piece.start + same:
             return Fit(False, run.count)
         touched[piece.run_id] = run
-        self._take(run, fresh, memoryview(piece.data)[sum(record.kept for record in known) :])
+        for attempt_id in {record.attempt_id for record in fresh if record.attempt_id in stubs}:
+            self._close_below(run.directory / attempt_id)
+            put_stub(run.directory, attempt_id, stubs[attempt_id])
+        skipped = sum(record.kept for record in known if record.attempt_id not in stubs)
+        self._take(run, fresh, memoryview(piece.data)[skipped:], stubs)
         return Fit(True, piece.start + total)
 
-    def _take(self, run: Run, fresh: list[Record], data: memoryview) -> None:
+    def _take(self, run: Run, fresh: list[Record], data: memoryview, stubs: Collection[str]) -> None:
         streams: dict[StreamKey, Stream] = {}
         term = run.term
         for record in fresh:
@@ -205,9 +210,10 @@ class LogWriter:
                 raise PistageError(Code.INVALID, f"run {run.directory.name}: a record that follows from none before it")
             stream.add(record)
             term = record.term
-        if sum(record.kept for record in fresh) != len(data):
+        here = [record for record in fresh if record.attempt_id not in stubs]
+        if sum(record.kept for record in here) != len(data):
             raise PistageError(Code.INVALID, f"run {run.directory.name}: more or less output than its records say")
-        for key, _, length in index_of.spans(fresh):
+        for key, _, length in index_of.spans(here):
             _write_all(self._file(stream_path(run.directory, key)), data[:length])
             data = data[length:]
         for record in fresh:
@@ -286,7 +292,8 @@ class LogWriter:
     def _make_durable(self, runs: Iterable[Run]) -> None:
         for run in runs:
             for path in {stream_path(run.directory, record.key) for record in run.unwritten if record.kept}:
-                os.fdatasync(self._file(path))
+                if path in self._files:  # one that was closed since was synced then; a stub has none
+                    os.fdatasync(self._files[path])
             packed = b"".join(index_of.pack(record) for record in run.unwritten)
             _write_all(run.index_fd, memoryview(packed))
             os.fdatasync(run.index_fd)

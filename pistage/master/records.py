@@ -276,22 +276,41 @@ def spans(records: list[Record]) -> Iterator[tuple[StreamKey, int, int]]:
         yield key, place, length
 
 
-def read_piece(directory: Path, start: int, end: int, bytes_max: int) -> tuple[bytes, bytes, bytes]:
+Stubs = tuple[tuple[str, bytes], ...]
+
+
+def read_piece(directory: Path, start: int, end: int, bytes_max: int) -> tuple[bytes, bytes, bytes, Stubs]:
     """The record before `start`, records from there on, before `end`, and their bytes: at most `bytes_max`, or one.
 
-    PistageError `storage` where the files hold less than the index says.
+    Of attempts that are in the archive alone there are stubs instead. PistageError `storage` where the files hold
+    less than the index says.
     """
     index = directory / "index"
     before = read_raw(index, start - 1, 1) if start else b""
     raw = read_raw(index, start, min(end - start, bytes_max // RECORD_BYTES, _RECORDS_AT_ONCE))
+    stubs: dict[str, bytes] = {}
     taken: list[Record] = []
     size = 0
     for record in unpack(raw):
-        size += record.kept
+        if record.kept and record.attempt_id not in stubs:
+            stubs[record.attempt_id] = _read_stub(directory, record.attempt_id)
+        size += record.kept if not stubs.get(record.attempt_id) else 0
         if taken and size > bytes_max:
             break
         taken.append(record)
-    data = b"".join(read_bytes(directory, key, place, length) for key, place, length in spans(taken))
-    if len(data) != sum(record.kept for record in taken):
+    here = [record for record in taken if not stubs.get(record.attempt_id)]
+    data = b"".join(read_bytes(directory, key, place, length) for key, place, length in spans(here))
+    if len(data) != sum(record.kept for record in here):
         raise PistageError(Code.STORAGE, f"run {directory.name}: its files hold less output than its index says")
-    return before, raw[: len(taken) * RECORD_BYTES], data
+    archived = tuple((attempt_id, stub) for attempt_id, stub in stubs.items() if stub)
+    return before, raw[: len(taken) * RECORD_BYTES], data, archived
+
+
+def _read_stub(directory: Path, attempt_id: str) -> bytes:
+    """The stub of an attempt that is in the archive alone; b"" for one that is here."""
+    if (directory / attempt_id).exists() or sealed_path(directory, attempt_id).exists():
+        return b""
+    try:
+        return stub_path(directory, attempt_id).read_bytes()
+    except FileNotFoundError:
+        return b""

@@ -351,7 +351,7 @@ class Tenure:
                 continue
             if not answer.records:
                 break
-            piece = Piece(run_id, start, before, answer.records, answer.data)
+            piece = Piece(run_id, start, before, answer.records, answer.data, answer.stubs)
             (fit,) = await self._logs.extend(self.term, (piece,))
             start = fit.count
         (ours,) = await self._logs.survey(self.term, (run_id,))

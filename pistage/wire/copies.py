@@ -31,13 +31,17 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Records of a run from number `start` on, and their bytes; `before` is record `start - 1`, b"" for none."""
+    """Records of a run from number `start` on, and their bytes; `before` is record `start - 1`, b"" for none.
+
+    Of attempts that are in the archive alone the stubs take the place of the bytes: pairs of attempt and stub.
+    """
 
     run_id: str
     start: int
     before: bytes
     records: bytes
     data: bytes
+    stubs: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class Fetched:
     fit: Fit
     records: bytes
     data: bytes
+    stubs: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +149,8 @@ def pack_copy_answer(answer: CopyAnswer) -> bytes:
             return pack_value([_VALUES[Extent](extent) for extent in extents])
         case Copied(fits=fits):
             return pack_value([_VALUES[Fit](fit) for fit in fits])
-        case Fetched(fit=fit, records=records, data=data):
-            return pack_value([_VALUES[Fit](fit), records, data])
+        case Fetched(fit=fit, records=records, data=data, stubs=stubs):
+            return pack_value([_VALUES[Fit](fit), records, data, stubs])
 
 
 def unpack_copy_answer(question: CopyQuestion, raw: bytes) -> CopyAnswer:
@@ -155,16 +160,22 @@ def unpack_copy_answer(question: CopyQuestion, raw: bytes) -> CopyAnswer:
             return Extents(tuple(_extent(extent) for extent in extents))
         case Copy(), [*fits]:
             return Copied(tuple(_fit(fit) for fit in fits))
-        case Fetch(), [fit, bytes(records), bytes(data)]:
-            return Fetched(_fit(fit), records, data)
+        case Fetch(), [fit, bytes(records), bytes(data), [*stubs]]:
+            return Fetched(_fit(fit), records, data, _stubs(stubs))
     raise _no_message()
 
 
 def _piece(plain: Any) -> Piece:
     match plain:
-        case [str(run_id), int(start), bytes(before), bytes(records), bytes(data)] if start >= 0:
-            return Piece(run_id, start, before, records, data)
+        case [str(run_id), int(start), bytes(before), bytes(records), bytes(data), [*stubs]] if start >= 0:
+            return Piece(run_id, start, before, records, data, _stubs(stubs))
     raise _no_message()
+
+
+def _stubs(plain: list[Any]) -> tuple[tuple[str, bytes], ...]:
+    if not all(isinstance(one, list) and list(map(type, one)) == [str, bytes] for one in plain):
+        raise _no_message()
+    return tuple((attempt_id, stub) for attempt_id, stub in plain)
 
 
 def _extent(plain: Any) -> Extent:

@@ -139,12 +139,14 @@ class FakeAgent:
         key = {"at": at, "attempt_id": assign.attempt_id, "fence": assign.fence}
         await self.report(c.Accepted(**key, runtime="docker"), c.StepStarted(**key, step="1"))
 
-    async def finish(self, assign: wire.Assign, *, length: int = 0, exit_code: int = 0) -> wire.Reported:
+    async def finish(
+        self, assign: wire.Assign, *, length: int = 0, exit_code: int = 0, sha256: str = ""
+    ) -> wire.Reported:
         state = State.SUCCEEDED if exit_code == 0 else State.FAILED
         result = Result(state=state, exit_code=exit_code, failure=None if exit_code == 0 else FailureClass.FAILURE)
         key = {"at": wire.now_ms(), "attempt_id": assign.attempt_id, "fence": assign.fence}
         return await self.report(
-            c.StepFinished(**key, step="1", result=result, stdout=StreamEnd(length=length, sha256="")),
+            c.StepFinished(**key, step="1", result=result, stdout=StreamEnd(length=length, sha256=sha256)),
             c.Finished(**key, result=result),
         )
 

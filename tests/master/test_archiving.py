@@ -1,0 +1,137 @@
+"""Archiving: what is sealed is stored once, read from there when it is old, and deleted when it is dropped."""
+
+import asyncio
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pistage import wire
+from pistage.errors import PistageError
+from pistage.master import records
+from pistage.master.archive import Archive
+from pistage.master.records import RECORD_BYTES
+from pistage.master.sealing import Sealing
+from tests.master.fakes import Api, FakeAgent, a_master, an_agent
+from tests.master.test_logs import a_store
+from tests.master.test_retention import keep, until
+
+LINES = b"".join(b"line %d\n" % number for number in range(20_000))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pistage.master.archiving._LOOK_EVERY_S", 0.05)
+    monkeypatch.setitem(Sealing.__init__.__kwdefaults__, "delay_s", 0.05)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    (tmp_path / "archive").mkdir()
+    return f"file://{tmp_path}/archive"
+
+
+async def a_run(api: Api, agent: FakeAgent) -> dict[str, Any]:
+    run = await api.submit()
+    assign: wire.Assign = await agent.receive(wire.Assign)
+    await agent.accept(assign)
+    await agent.print(assign, LINES[:100_000])
+    await agent.print(assign, LINES[100_000:], 100_000)
+    await agent.finish(assign, length=len(LINES), sha256=hashlib.sha256(LINES).hexdigest())
+    return await api.ended(run["id"])
+
+
+def files_of(data_dir: Path, run: dict[str, Any], logs: str = "logs") -> set[str]:
+    return {path.suffix or path.name for path in (data_dir / logs / run["id"]).iterdir()}
+
+
+def stored(tmp_path: Path) -> list[str]:
+    return sorted(path.suffix or path.name for path in (tmp_path / "archive").glob("*/*/*"))
+
+
+async def output(api: Api, run: dict[str, Any]) -> bytes:
+    headers = {"Accept": "application/octet-stream"}
+    async with api.session.get(f"{api.url}/api/v1/runs/{run['id']}/logs", headers=headers) as response:
+        assert response.status == 200
+        return await response.read()
+
+
+async def test_old_and_new_output_have_one_address_and_what_is_dropped_is_deleted_in_the_archive(
+    tmp_path: Path, url: str
+) -> None:
+    data_dir = tmp_path / "m1"
+    async with a_master(data_dir, archive=url, archive_after="1ms") as api, an_agent(api) as (agent, _):
+        old = await a_run(api, agent)
+        live = await api.submit()
+        await until(lambda: files_of(data_dir, old) == {"index", ".stub"})
+        assert stored(tmp_path) == [".sealed", "index"]
+        assert await output(api, old) == LINES
+        await keep(api, runs_max=None, age_s=0.001)
+        await until(lambda: stored(tmp_path) == [] and not (data_dir / "logs" / old["id"]).exists())
+        assert (await api.run(live["id"]))["output_dropped_at"] is None
+
+
+async def test_what_is_young_stays_on_the_master_as_well(tmp_path: Path, url: str) -> None:
+    data_dir = tmp_path / "m1"
+    async with a_master(data_dir, archive=url) as api, an_agent(api) as (agent, _):
+        run = await a_run(api, agent)
+        await until(lambda: stored(tmp_path) == [".sealed", "index"])
+        await asyncio.sleep(0.2)  # a stub would have come by now
+        assert files_of(data_dir, run) == {"index", ".sealed"}
+        Archive(url).delete_below("")
+        assert await output(api, run) == LINES
+
+
+async def test_a_file_that_the_archive_has_otherwise_is_not_given_up(tmp_path: Path, url: str) -> None:
+    data_dir = tmp_path / "m1"
+    async with a_master(data_dir, archive=url) as api, an_agent(api) as (agent, _):
+        run = await a_run(api, agent)
+        await until(lambda: stored(tmp_path) == [".sealed", "index"])
+    [path] = (tmp_path / "archive").glob("*/*/*.sealed")
+    path.write_bytes(path.read_bytes()[:-1])
+    async with a_master(data_dir, archive=url, archive_after="1ms") as api:
+        await asyncio.sleep(0.3)
+        assert files_of(data_dir, run) == {"index", ".sealed"}
+        assert await output(api, run) == LINES
+
+
+async def test_a_master_that_comes_later_gets_stubs_not_the_bytes(tmp_path: Path, url: str) -> None:
+    async with a_master(tmp_path / "m1", archive=url, archive_after="1ms") as api, an_agent(api) as (agent, _):
+        run = await a_run(api, agent)
+        await until(lambda: ".stub" in files_of(tmp_path / "m1", run))
+        logs = api.master.context.logs  # type: ignore[attr-defined]
+        piece = await logs.piece(run["id"], 0, 1_000, 1 << 22)
+        fetched = await logs.fetch(run["id"], 0, b"", 1 << 22)
+    assert piece.data == fetched.data == b"" and piece.stubs == fetched.stubs
+    [question] = [wire.unpack_copy_question(wire.pack_copy_question("g", wire.Copy(1, (piece,))))[1]]
+    assert isinstance(question, wire.Copy)
+    attempt_id = piece.stubs[0][0]
+    async with a_store(tmp_path / "m2") as store:
+        half = replace(piece, records=piece.records[:RECORD_BYTES], data=LINES[: records.unpack(piece.records)[0].kept])
+        await store.extend(1, (replace(half, stubs=()),))  # what it has of before: it is in the stub as well
+        (fit,) = await store.extend(1, question.pieces)
+        assert fit.is_taken
+        assert files_of(tmp_path, run, "m2") == {"index", ".stub"}
+        assert await store.read(run["id"], (attempt_id, "1", 1), 5, 1 << 20) == LINES[5 : 5 + (1 << 20)]
+    async with a_store(tmp_path / "m2") as store:
+        assert (await store.survey(1, (run["id"],)))[0].count == fit.count
+        with pytest.raises(PistageError, match="not a stub"):
+            await store.extend(1, (replace(piece, run_id=wire.new_id(), stubs=((attempt_id, b"x"),)),))
+
+
+async def test_an_archive_that_is_away_is_said_and_what_is_there_is_stored_later(tmp_path: Path, url: str) -> None:
+    data_dir = tmp_path / "m1"
+    (tmp_path / "archive").rmdir()
+    (tmp_path / "archive").write_text("no directory")
+    async with a_master(data_dir, archive=url) as api, an_agent(api) as (agent, _):
+        run = await a_run(api, agent)
+        archiving = api.master.context.archiving  # type: ignore[attr-defined]
+        await until(lambda: bool(archiving.trouble))
+        assert "could not be stored" in archiving.trouble
+        (tmp_path / "archive").unlink()
+        (tmp_path / "archive").mkdir()
+        await until(lambda: stored(tmp_path) == [".sealed", "index"])
+        assert await output(api, run) == LINES
+        await until(lambda: not archiving.trouble)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pistage.core import limits
 from pistage.errors import Code, PistageError
@@ -84,7 +84,7 @@ def write(
     PistageError `storage` where a plain file holds less than it should.
     """
     try:
-        with path.open("wb", buffering=0) as file:
+        with _private_file(path) as file:
             writer = _Writer(file.fileno())
             streams = [(source, writer.take(source, codec, between)) for source in sources]
             writer.finish(streams)
@@ -93,6 +93,10 @@ def write(
         path.unlink(missing_ok=True)
         raise
     return {source.part: Sealed(stream.length, stream.sha256.hex()) for source, stream in streams}
+
+
+def _private_file(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640), "wb")
 
 
 class _Writer:
@@ -326,7 +330,7 @@ def unseal(path: Path, directory: Path) -> None:
         fresh.mkdir()
         for (step, stream), sealed in file.streams.items():
             digest = hashlib.sha256()
-            with (fresh / f"{step}.{stream}").open("wb") as plain:
+            with _private_file(fresh / f"{step}.{stream}") as plain:
                 for block in file.blocks(step, stream):
                     digest.update(block)
                     plain.write(block)

@@ -42,7 +42,7 @@ from pistage.wire import codecs
 log = logging.getLogger(__name__)
 
 _DELAY_S = 10.0  # after its end: copies are a moment behind, and who watched it still reads
-_UNREPORTED_MS = 600_000  # an agent that was lost, and comes back, still brings what it has
+_UNREPORTED_MS = 3_600_000  # an agent that was lost, and comes back, still brings what it has
 _PAUSE_S, _PAUSE_MAX_S = 10.0, 3_600.0  # before it is looked at again
 _WALK_EVERY_S = 3_600.0  # finds what was unsealed, and what there was no room for
 _WAITING_MAX = 10_000  # attempts; of more, the next walk finds them
@@ -200,7 +200,7 @@ class Sealing:
 
     async def _walk(self) -> None:
         """Offer every attempt that is over and not sealed."""
-        offered: set[str] = set()
+        gone = set(self.damaged)
         async with contextlib.aclosing(self._logs.run_ids()) as pages:
             async for run_ids in pages:
                 plain = await self._in_thread(lambda run_ids=run_ids: self._plain_attempts(run_ids))  # type: ignore[misc]
@@ -214,8 +214,9 @@ class Sealing:
                     for attempt_id in over:
                         if not self.damaged.get(attempt_id):
                             self._offer(attempt_id)
-                    offered.update(attempt_id for attempt_id in over if attempt_id in self.damaged)
-        self.damaged = {attempt_id: self.damaged[attempt_id] for attempt_id in offered if attempt_id in self.damaged}
+                    gone.difference_update(over)
+        for attempt_id in gone:  # with its run
+            self.damaged.pop(attempt_id, None)
 
     def _plain_attempts(self, run_ids: Iterable[str]) -> list[str]:
         found: list[str] = []

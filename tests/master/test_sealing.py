@@ -216,7 +216,7 @@ async def test_what_no_agent_reported_waits_for_an_agent_that_may_come_back(tmp_
         place.told.attempt(ATTEMPT, state="lost", finished_at=wire.now_ms())
         place.told.step(ATTEMPT, "1", None)
         assert await place.attend() is Verdict.LATER
-        place.told.attempt(ATTEMPT, state="lost", finished_at=wire.now_ms() - 700_000)
+        place.told.attempt(ATTEMPT, state="lost", finished_at=wire.now_ms() - 3_700_000)
         assert await place.attend() is Verdict.SEALED
         assert await place.read() == b"then the agent was gone"
 
@@ -261,6 +261,17 @@ async def test_a_disk_without_room_for_both_leaves_it_plain(tmp_path: Path, monk
             patch.setattr(sealed, "write", lambda *given, **named: (_ for _ in ()).throw(OSError(28, "No space left")))
             assert await place.attend() is Verdict.LATER
         assert await place.attend() is Verdict.SEALED
+
+
+async def test_nobody_may_read_what_is_sealed_or_unsealed_who_might_not_before(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        await place.put(b"hello")
+        mode = (place.plain / "1.1").stat().st_mode
+        place.told.attempt(ATTEMPT, state="lost")
+        assert await place.attend() is Verdict.SEALED
+        assert place.sealed.stat().st_mode == mode
+        await place.put(b" world", 5)
+        assert (place.plain / "1.1").stat().st_mode == mode
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -642,6 +653,20 @@ async def test_what_ends_is_sealed_and_what_is_not_all_here_is_looked_at_again(
         await place.put(b" world", 5)
         await until(place.sealed.exists)
         assert await place.read() == b"hello world"
+
+
+async def test_damage_is_counted_until_the_run_is_removed(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        await place.put(TEXT)
+        place.told.ended(ATTEMPT, TEXT)
+        spoil(place.plain / "1.1")
+        async with running(place.sealing.serve()):
+            await until(lambda: place.sealing.damaged == {ATTEMPT: True})
+        await place.sealing._walk()
+        assert place.sealing.damaged == {ATTEMPT: True}
+        await place.store.remove(RUN)
+        await place.sealing._walk()
+        assert place.sealing.damaged == {}
 
 
 async def test_of_more_than_can_wait_the_rest_is_left_to_the_next_walk(

@@ -61,6 +61,8 @@ FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company
 OUTBOX_BYTES_MAX: Final = 16 * MIB  # full means: stop reading the engine, never drop
 MASK_CHARS_MIN: Final = 8  # what is shorter stands in much that is no secret, and is found by trying anyway
 LOG_TAIL_BYTES_MAX: Final = 1 * MIB  # of a stream, kept behind a limit: an agent holds it in memory until the end
+READERS_MAX: Final = 4_096  # answers of output under way on a master; each has a buffer of some 100 KiB at worst
+READER_SILENT_S: Final = 180  # who acknowledges nothing for so long is gone; one that merely stops reads on elsewhere
 LOG_TAILS_BYTES_MAX: Final = 32 * MIB  # of all streams of an agent together; then each keeps less
 
 # --- the session between agent and master ------------------------------------------------------------------

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -69,21 +70,25 @@ def pack(block: Block) -> bytes:
 
 def read(path: Path) -> list[Block]:
     """The blocks in the file, up to the first that is not whole; none where there is no file."""
+    return list(each(path))
+
+
+def each(path: Path) -> Iterator[Block]:
+    """The blocks in the file, one at a time: with thousands of streams each is as large as its records."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            while len(head := file.read(_HEAD.size)) == _HEAD.size:
+                check, count, at_min, at_max = _HEAD.unpack(head)
+                body = file.read(count * _STREAM.size) if count <= BLOCK_RECORDS else b""
+                if len(body) != count * _STREAM.size or zlib.crc32(body, zlib.crc32(head[4:])) != check:
+                    return
+                streams = {
+                    (_id_of(attempt), str(step), stream): Amount(size, lines)
+                    for attempt, step, stream, lines, size in _STREAM.iter_unpack(body)
+                }
+                yield Block(at_min, at_max, streams)
     except FileNotFoundError:
-        return []
-    blocks: list[Block] = []
-    at = 0
-    while at + _HEAD.size <= len(raw):
-        check, count, at_min, at_max = _HEAD.unpack_from(raw, at)
-        end = at + _HEAD.size + count * _STREAM.size
-        if end > len(raw) or zlib.crc32(memoryview(raw)[at + 4 : end]) != check:
-            break
-        streams = {
-            (ids.from_bytes(attempt), str(step), stream): Amount(size, lines)
-            for attempt, step, stream, lines, size in _STREAM.iter_unpack(raw[at + _HEAD.size : end])
-        }
-        blocks.append(Block(at_min, at_max, streams))
-        at = end
-    return blocks
+        return
+
+
+_id_of = lru_cache(maxsize=4096)(ids.from_bytes)

@@ -187,12 +187,13 @@ async def test_output_is_read_as_bytes_as_json_and_as_events(tmp_path: Path) -> 
         await agent.accept(assign)
         await agent.print(assign, data[:1000])
         logs = f"{api.url}/api/v1/runs/{run['id']}/logs"
-        async with api.session.get(logs, params={"follow": "1"}) as following:
+        exact = {"Accept": "application/octet-stream"}
+        async with api.session.get(logs, params={"follow": "1"}, headers=exact) as following:
             assert await following.content.readexactly(1000) == data[:1000]
             await agent.print(assign, data[1000:], 1000)
             await agent.finish(assign, length=len(data))
             assert await following.read() == data[1000:]
-        async with api.session.get(logs, params={"offset": "990", "limit": "20"}) as response:
+        async with api.session.get(logs, params={"offset": "990", "limit": "20"}, headers=exact) as response:
             assert await response.read() == data[990:1010]
         async with api.session.get(logs, headers={"Accept": "application/x-ndjson"}) as response:
             pieces = [json.loads(line) for line in (await response.read()).splitlines()]

@@ -137,6 +137,7 @@ async def test_output_goes_on_with_the_next_leader_and_nothing_acknowledged_is_l
             await again.finish(assign, length=len(whole))
         assert (await second.ended(run["id"]))["state"] == "succeeded"
         for url in masters.up:
-            async with masters.session.get(f"{url}/api/v1/runs/{run['id']}/logs") as response:
+            exact = {"Accept": "application/octet-stream"}
+            async with masters.session.get(f"{url}/api/v1/runs/{run['id']}/logs", headers=exact) as response:
                 assert response.status == 200
                 assert hashlib.sha256(await response.read()).digest() == hashlib.sha256(whole).digest()

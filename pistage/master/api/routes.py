@@ -16,6 +16,7 @@ from pistage.master.api.actions import ActionRoutes
 from pistage.master.api.agents import AgentRoutes
 from pistage.master.api.cluster import ClusterRoutes
 from pistage.master.api.context import Context
+from pistage.master.api.events import EventRoutes
 from pistage.master.api.leading import after_reading_up, at_the_leader, sent_to_the_leader
 from pistage.master.api.output import OutputRoutes
 from pistage.master.api.peers import PeerRoutes
@@ -62,7 +63,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("POST", "/api/v1/runs/{id}/pin", lead(retention.pin)),
         Route("POST", "/api/v1/runs/{id}/unpin", lead(retention.unpin)),
         Route("GET", "/api/v1/runs/{id}/logs", lead(output.logs)),
-        Route("GET", "/api/v1/runs/{id}/events", read(output.events)),
+        Route("GET", "/api/v1/runs/{id}/events", read(EventRoutes(context).events)),
         Route("PUT", "/api/v1/actions/{name}", lead(actions.put)),
         Route("GET", "/api/v1/actions/{name}", read(actions.show)),
         Route("DELETE", "/api/v1/actions/{name}", lead(actions.delete)),

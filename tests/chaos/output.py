@@ -20,7 +20,7 @@ from tests.chaos.group import Group, Shape, until
 from tests.chaos.network import Namespaces
 from tests.e2e import printing
 from tests.e2e.printing import Program, sum_of
-from tests.e2e.readback import STREAMS, wrong_as_reported, wrong_in_files, wrong_when_read
+from tests.e2e.readback import STREAMS, wrong_as_reported, wrong_but_for_gaps, wrong_in_files, wrong_when_read
 
 DOCKER: Final = "a1"
 HOST: Final = "a2"
@@ -76,11 +76,12 @@ def works(seconds: float) -> list[Work]:
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """`do` harms for so many seconds, and mends; `seconds` in full."""
+    """`do` harms for so many seconds, and mends; `seconds` in full. `costs`: why there may be gaps after it."""
 
     about: str
     do: Callable[[Scene, float], Awaitable[None]]
     seconds: float
+    costs: str = ""
 
 
 async def _kill_agent(scene: Scene, seconds: float) -> None:
@@ -203,7 +204,7 @@ async def trial(scene: Scene, harm: Harm, seconds: float) -> Trial:
     wrong += await _until_alike(group, run_ids)
     alike_s = time.monotonic() - began
     for run, work in zip(runs, todo, strict=True):
-        wrong += [f"{work.title}: {what}" for what in await _wrong_with(group, run, work.program)]
+        wrong += [f"{work.title}: {what}" for what in await _wrong_with(group, run, work.program, harm.costs)]
     for what in wrong:
         scene.fail(f"{harm.about}: {what}")
     printed = sum(sum_of(work.program.parts(stream)).length for work in todo for stream in STREAMS)
@@ -261,26 +262,24 @@ def logs_dir(group: Group, name: str, run_id: str) -> Path:
     return group.data_dir(name) / "logs" / run_id
 
 
-async def _wrong_with(group: Group, run: dict[str, Any], program: Program) -> list[str]:
+async def _wrong_with(group: Group, run: dict[str, Any], program: Program, costs: str) -> list[str]:
     attempts = [attempt["state"] for task in run["tasks"] for attempt in task["attempts"]]
     if attempts != ["succeeded"]:
         return [f"its attempts are {attempts}"]
     assert group.http is not None
-    wrong = wrong_as_reported(run, program)
-    for url in group.urls.values():
-        wrong += await wrong_when_read(group.http, url, run, program)
-        wrong += await wrong_when_read(group.http, url, run, program, stale="1")  # of its own copy
     directories = {name: logs_dir(group, name, run["id"]) for name in group.masters}
+    if costs:
+        return await asyncio.to_thread(wrong_but_for_gaps, directories, run, program, costs)
+    wrong = wrong_as_reported(run, program)
+    wrong += await wrong_when_read(group.http, group.urls[await group.leader()], run, program)
+    for url in group.urls.values():
+        wrong += await wrong_when_read(group.http, url, run, program, stale="1")  # of its own copy
     return wrong + await asyncio.to_thread(wrong_in_files, directories, run, program)
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
-async def measure(scene: Scene, rounds: int) -> list[str]:
+async def measure(scene: Scene, harms: Sequence[Harm], rounds: int) -> list[str]:
     """Every harm in full, so many times over; the table."""
-    done = []
-    for _ in range(rounds):
-        for harm in HARMS:
-            done.append(await trial(scene, harm, harm.seconds))
-    return [told(one) for one in done]
+    return [told(await trial(scene, harm, harm.seconds)) for _ in range(rounds) for harm in harms]

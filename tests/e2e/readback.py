@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,15 @@ def wrong_as_reported(run: Mapping[str, Any], program: Program) -> list[str]:
 # --- in the files ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Before the kept byte `place` so many printed ones are missing; 0 where nobody knows how many."""
+
+    place: int
+    length: int
+    reason: str
+
+
 @dataclass(slots=True)
 class Kept:
     """A stream in a master's files: its bytes, how much was printed, and what of it is not there, and why."""
@@ -117,7 +126,7 @@ class Kept:
     length: int = 0
     lines: int = 0
     sum: Sum = field(default_factory=lambda: sum_of(()))
-    gaps: list[tuple[int, int, str]] = field(default_factory=list)  # offset, how many bytes, reason
+    gaps: list[Gap] = field(default_factory=list)
 
 
 def kept_in(directory: Path) -> dict[StreamKey, Kept]:
@@ -128,11 +137,11 @@ def kept_in(directory: Path) -> dict[StreamKey, Kept]:
             continue
         kept = found[record.key]
         assert record.is_sound and (record.offset, record.place) == (kept.printed, kept.length), (record, kept)
+        if record.gap is not None:
+            kept.gaps.append(Gap(record.place, record.length, record.gap.value))
         kept.printed += record.length
         kept.length += record.kept
         kept.lines += record.lines
-        if record.gap is not None:
-            kept.gaps.append((record.offset, record.length, record.gap.value))
     for key, kept in found.items():
         counting = _Counting()
         kept.sum = sum_of(counting.through(_bytes_of(directory, key)))
@@ -164,21 +173,73 @@ def _bytes_of(directory: Path, key: StreamKey) -> Iterator[bytes]:
 
 def wrong_in_files(directories: Mapping[str, Path], run: Mapping[str, Any], program: Program) -> list[str]:
     """How the files of masters, by name, differ from what the program printed, and from each other."""
-    wrong = []
-    step = step_of(run)
+    wrong = _wrong_between(directories, run)
+    for name, stream, one in _kept_by(directories, run, wrong):
+        printed = sum_of(program.parts(stream))
+        if (one.sum, one.gaps) != (printed, []):
+            wrong.append(f"{run['id']} {program.title}, {stream}, files of {name}: {one}, {printed} was printed")
+    return wrong
+
+
+def _wrong_between(directories: Mapping[str, Path], run: Mapping[str, Any]) -> list[str]:
     indexes = {name: (directory / "index") for name, directory in directories.items()}
     raw = {name: path.read_bytes() if path.exists() else b"" for name, path in indexes.items()}
-    if len(set(raw.values())) > 1:
-        sizes = {name: f"{len(one) // index_of.RECORD_BYTES} records" for name, one in raw.items()}
-        wrong.append(f"{run['id']} {program.title}: the indexes of the masters differ: {sizes}")
+    if len(set(raw.values())) == 1:
+        return []
+    sizes = {name: f"{len(one) // index_of.RECORD_BYTES} records" for name, one in raw.items()}
+    return [f"{run['id']}: the indexes of the masters differ: {sizes}"]
+
+
+def _kept_by(
+    directories: Mapping[str, Path], run: Mapping[str, Any], wrong: list[str]
+) -> Iterator[tuple[str, str, Kept]]:
+    """Master, stream, and what that one has of the run's last step."""
+    step = step_of(run)
     for name, directory in directories.items():
         try:
             kept = {key[2]: one for key, one in kept_in(directory).items() if key[1] == step["id"]}
         except AssertionError as error:
-            wrong.append(f"{run['id']} {program.title}, files of {name}: index and files differ: {error}")
+            wrong.append(f"{run['id']}, files of {name}: index and files differ: {error}")
             continue
         for stream, number in STREAMS.items():
-            one, printed = kept.get(number, Kept()), sum_of(program.parts(stream))
-            if (one.sum, one.gaps) != (printed, []):
-                wrong.append(f"{run['id']} {program.title}, {stream}, files of {name}: {one}, {printed} was printed")
+            yield name, stream, kept.get(number, Kept())
+
+
+# --- where some of it may be missing ---------------------------------------------------------------------------------
+
+
+def wrong_but_for_gaps(
+    directories: Mapping[str, Path], run: Mapping[str, Any], program: Program, reason: str
+) -> list[str]:
+    """As `wrong_in_files`, where bytes may be missing at gaps of that reason, and only there."""
+    wrong = _wrong_between(directories, run)
+    step = step_of(run)
+    for name, stream, one in _kept_by(directories, run, wrong):
+        said = (step[f"{stream}_bytes"], step[f"{stream}_missing"])
+        if said != (one.printed, one.printed - one.length):
+            wrong.append(f"{run['id']} {stream}: its step says {said} printed and missing, {name} has {one}")
+        if strange := {gap.reason for gap in one.gaps} - {reason}:
+            wrong.append(f"{run['id']} {stream}, files of {name}: gaps for {strange}")
+        key = (run["tasks"][0]["attempts"][0]["id"], step["id"], STREAMS[stream])
+        kept = b"".join(_bytes_of(directories[name], key))
+        if what := wrong_order(kept, one.gaps, b"".join(program.parts(stream))):
+            wrong.append(f"{run['id']} {program.title}, {stream}, files of {name}: {what}")
     return wrong
+
+
+def wrong_order(kept: bytes, gaps: Sequence[Gap], printed: bytes) -> str:
+    """Why what is kept is not what was printed with something missing at each gap, and nowhere else; "" if it is."""
+    at = start = 0
+    least = 0  # bytes missing before what comes next; with `is_sure` as many, else perhaps more
+    is_sure = True
+    for place, length, is_known in [*((gap.place, gap.length, gap.length > 0) for gap in gaps), (len(kept), 0, True)]:
+        piece = kept[start:place]
+        if piece:
+            found = at + least if is_sure else printed.find(piece, at + least)
+            if found < 0 or printed[found : found + len(piece)] != piece:
+                return f"bytes {start} to {place} of what is kept are not what was printed from byte {at + least} on"
+            at, least, is_sure = found + len(piece), 0, True
+        least, is_sure, start = least + length, is_sure and is_known, place
+    if at + least > len(printed) or (is_sure and at + least < len(printed)):
+        return f"{len(printed) - at - least} bytes are missing at the end, and no gap says so"
+    return ""

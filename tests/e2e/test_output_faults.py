@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import disks, network, output
+from tests.chaos.engines import a_live_engine
 from tests.chaos.faults import Scene
 from tests.chaos.group import a_group
 from tests.chaos.network import namespaces
@@ -51,3 +52,12 @@ async def test_output_is_whole_whatever_is_killed_cut_off_or_full(scene: Scene) 
     for harm, seconds in SHORTLY.items():
         await output.trial(scene, harm, seconds)
     assert scene.problems == []
+
+
+async def test_an_engine_that_goes_away_costs_no_more_than_is_said(tmp_path: Path) -> None:
+    require_engine()
+    async with a_live_engine() as engine, a_group(tmp_path, engine.shape()) as group:
+        scene = Scene(group, random.Random(1), Timeline())
+        for harm in engine.harms():
+            await output.trial(scene, harm, 1.0)
+        assert scene.problems == []

@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from pistage.master.sealing import Sealing, Verdict
 from pistage.master.state import Reader
 from pistage.wire import GapReason
 from pistage.wire.codecs import Codec
+from tests.master import test_copies as copying
 from tests.master.fakes import FakeAgent, a_master, an_agent
 from tests.master.test_logs import a_store
 from tests.master.test_output_failover import three_masters
@@ -752,3 +754,53 @@ async def test_each_master_seals_its_own_copy_and_the_next_leader_shows_it(
         await masters.stop(first.url)
         second = await masters.leader(other_than=first.url)
         assert await second.call("GET", f"/api/v1/runs/{run['id']}/logs") == (200, text.decode())
+
+
+# --- beside copies that go on ----------------------------------------------------------------------------------------
+
+
+async def seal_whatever_there_is(group: copying.Group, chance: random.Random, counts: Counter[str]) -> None:
+    """What no master does while an attempt goes on: any of them, at any time, seals all that it has."""
+    while True:
+        await asyncio.sleep(0.002)
+        name = chance.choice(copying.NAMES)
+        if name not in group.up:
+            continue
+        logs, directory = group.up[name].logs, group.directory / name
+        plain = directory / copying.RUN / copying.ATTEMPT
+        seen = files_seen(plain)
+        try:
+            streams = await logs.streams(copying.RUN, {copying.ATTEMPT})
+            fresh = directory / "fresh"
+            sources = [sealed.Source("1", 1, plain / "1.1", stream.kept) for stream in (streams or {}).values()]
+            if seen and sources:
+                await asyncio.to_thread(sealed.write, fresh, sources, codec=chance.choice(list(Codec)))
+                counts[name] += await logs.seal(copying.RUN, copying.ATTEMPT, fresh, seen)
+        except (PistageError, FileNotFoundError):  # it is stopped, or something was cut off
+            continue
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+async def test_nothing_acknowledged_is_lost_by_sealing_and_unsealing(tmp_path: Path, seed: int) -> None:
+    chance, counts = random.Random(seed), Counter[str]()
+    whole = chance.randbytes(200_000)
+    async with copying.a_group(tmp_path) as group, running(seal_whatever_there_is(group, chance, counts)):
+        agent = copying._Agent(group, whole)
+        agent.leader = await group.elect("m1")
+        for turn in range(60):
+            if turn % 5 == 4:
+                await group.stop(stopped := chance.choice(copying.NAMES))
+                await group.start(stopped)
+            if turn % 5 >= 3:
+                agent.leader = await group.elect(chance.choice(copying.NAMES), is_old_one_told=chance.random() < 0.5)
+                agent.is_known = False
+            await agent.print(chance)
+        while agent.acked < len(whole):
+            await agent.print(chance)
+        indexes = [tmp_path / name / copying.RUN / "index" for name in copying.NAMES]
+        await until(lambda: len({index.read_bytes() for index in indexes}) == 1, timeout_s=30)
+        for name in copying.NAMES:
+            read = records.read_bytes(tmp_path / name / copying.RUN, (copying.ATTEMPT, "1", 1), 0, 1 << 20)
+            assert read == whole[:50_000] + whole[53_000:]
+    assert min(counts[name] for name in copying.NAMES) > 3

@@ -158,6 +158,8 @@ class Output:
                             is_new = True
                             resumption.note_progress()
                             yield fresh
+                            if place.is_done:
+                                return
                 if not is_followed or (not is_new and await streams.is_over(self._transport, self._path)):
                     return
                 if not is_new:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 _REPLACED: Final = ("text", "data")
@@ -51,21 +52,25 @@ class LinePlace:
     """Among the lines of a selection: from `offset` on (below 0: from the end of what is there), at most `limit`.
 
     Lines that `come_again` are told from new ones by their numbers, which grow in each stream: so it is with the
-    order of time, and with many runs.
+    order of time, and with many runs. A line that is open has no number that lasts; what is new of it is told by what
+    was had of its stream since the last line that ended. A gap breaks a line off: what is behind it is another.
     """
 
     def __init__(self, offset: int = 0, limit: int | None = None, *, come_again: bool = False) -> None:
         self._next = offset
         self._left = limit
+        self._told_open = 0  # lines that a gap broke off
         self._comes_again = come_again
-        self._ended: dict[object, int] = {}  # of each stream, the last line that was ended
-        self._had: dict[object, int] = {}  # of each line that was not: how many characters of it
-        self._come: dict[object, int] = {}  # and how many this connection has brought
+        self._ended: dict[object, int] = {}  # of each stream, the last line that ended
+        self._had: dict[object, _Had] = {}  # of each stream, since then
+        self._come: dict[object, int] = {}  # of that, how many characters this connection has brought
+        self._gaps: set[object] = set()
+        self._broken_off: set[object] = set()  # streams with a gap since any line ended
 
     @property
     def is_done(self) -> bool:
         """Whether as many lines came as were wanted."""
-        return self._left is not None and self._left <= 0
+        return self._left is not None and self._left <= self._told_open
 
     def parameters(self) -> dict[str, str]:
         """What to ask for."""
@@ -77,33 +82,59 @@ class LinePlace:
         self._come.clear()
 
     def fresh(self, line: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What is new of a line; None where nothing is."""
+        """What is new of a line or a gap; None where nothing is."""
+        origin = _origin(line)
         if line.get("kind") == "gap":
-            return dict(line)
-        number, text, origin = int(line["line"]), str(line["text"]), _origin(line)
-        is_open = bool(line.get("is_open"))
-        if not is_open and number <= self._ended.get(origin, -1):
+            return self._fresh_gap(origin, line)
+        number, text = int(line["line"]), str(line["text"])
+        if number <= self._ended.get(origin, -1):
             return None
         if self._next < 0 and not self._comes_again:
             self._next = number  # what was "the last ten" when it was asked for is these from now on
+        had = self._had.setdefault(origin, _Had())
         start = self._come.get(origin, 0)
-        had = self._had.get(origin, 0)
+        new = max(0, start + len(text) - had.all)
         self._come[origin] = start + len(text)
-        self._had[origin] = max(had, start + len(text))
-        if is_open or line.get("is_cut"):
-            if start + len(text) <= had:
-                return None
-        else:
+        had.all += new
+        had.behind_gap += new
+        if not line.get("is_open") and not line.get("is_cut"):
             self._end(origin, number)
-        return dict(line) | {"text": text[max(0, had - start) :]}
+        elif not new:
+            return None
+        return dict(line) | {"text": text[len(text) - new :]}
+
+    def _fresh_gap(self, origin: object, gap: Mapping[str, Any]) -> dict[str, Any] | None:
+        name = (origin, gap["number"])
+        if name in self._gaps:
+            return None
+        self._gaps.add(name)
+        self._broken_off.add(origin)
+        had = self._had.setdefault(origin, _Had())
+        self._told_open += had.behind_gap > 0 and not self._comes_again
+        had.behind_gap = 0
+        return dict(gap)
 
     def _end(self, origin: object, number: int) -> None:
         self._ended[origin] = number
         del self._had[origin], self._come[origin]
-        if self._left is not None and not self._comes_again:
-            self._left -= 1
-        if not self._comes_again:
-            self._next = max(self._next, number + 1)
+        self._broken_off.discard(origin)
+        if self._comes_again:
+            return
+        self._left = None if self._left is None else self._left - 1
+        self._next = max(self._next, number + 1)
+        for other in self._broken_off:  # from here on nobody sends what is before its gap
+            before = self._had[other].all - self._had[other].behind_gap
+            self._had[other].all -= before
+            self._come[other] = max(0, self._come.get(other, 0) - before)
+        self._broken_off.clear()
+
+
+@dataclass(slots=True)
+class _Had:
+    """How many characters were had of a stream since its last line ended: `all`, and those behind its last gap."""
+
+    all: int = 0
+    behind_gap: int = 0
 
 
 class BytePlace:

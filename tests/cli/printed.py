@@ -70,23 +70,45 @@ class Printed:
         """Lines, those that hold the pattern if there is one."""
         every: list[dict[str, Any]] = []
         open_lines: dict[Any, tuple[bytes, Piece]] = {}
-        for _, _, piece in self._chosen(query):
-            *ended, rest = (open_lines.get(piece.origin, (b"", piece))[0] + piece.data).split(b"\n")
-            every += [_line(piece) | {"data": data, "line": len(every) + place} for place, data in enumerate(ended)]
-            open_lines[piece.origin] = rest, piece
+        count = 0  # of lines that ended
+        for number, start, piece in self._chosen(query):
+            begun = open_lines.pop(piece.origin, (b"", piece))[0]
+            if piece.gap is not None:
+                every += [_line(piece) | {"data": begun, "line": count, "is_open": True}] if begun else []
+                every += self._parts(number, start, piece)
+            *ended, rest = (b"" if piece.gap is not None else begun + piece.data).split(b"\n")
+            every += [_line(piece) | {"data": data, "line": place} for place, data in enumerate(ended, count)]
+            count += len(ended)
+            if rest:
+                open_lines[piece.origin] = rest, piece
         if self.is_over or not query.get("follow"):
-            last = [(data, piece) for data, piece in open_lines.values() if data]
             every += [
-                _line(piece) | {"data": data, "line": len(every) + place, "is_open": True}
-                for place, (data, piece) in enumerate(last)
+                _line(piece) | {"data": data, "line": place, "is_open": True}
+                for place, (data, piece) in enumerate(open_lines.values(), count)
             ]
-        offset, limit = int(query.get("offset", 0)), int(query.get("limit", 1 << 60))
-        every = every[offset:] if offset >= 0 else every[max(0, len(every) + offset) :]
+        every = self._from(every, int(query.get("offset", 0)))
         if "grep" in query:
             text = query["grep"] if "regex" in query else re.escape(query["grep"])
             pattern = re.compile(text.encode(), re.IGNORECASE if "ignore_case" in query else 0)
-            every = [line for line in every if pattern.search(line["data"])]
-        return [part for line in every[:limit] for part in self._line_parts(line)]
+            every = [one for one in every if one["kind"] == "gap" or pattern.search(one["data"])]
+        limit = int(query.get("limit", 1 << 60))
+        told: list[dict[str, Any]] = []
+        for one in every:
+            if not limit:
+                break
+            limit -= one["kind"] == "line"
+            told += [one] if one["kind"] == "gap" else self._line_parts(one)
+        return told
+
+    def _from(self, every: list[dict[str, Any]], offset: int) -> list[dict[str, Any]]:
+        """From a line on: what comes behind the newline before it, and what that leaves of lines that had begun."""
+        if offset < 0:
+            lines = [place for place, one in enumerate(every) if one["kind"] == "line"]
+            return every[lines[max(0, len(lines) + offset)] :] if lines else every
+        ended = [place for place, one in enumerate(every) if one["kind"] == "line" and "is_open" not in one]
+        if offset < len(ended):
+            return every[ended[offset - 1] + 1 if offset else 0 :]
+        return [one for one in every[ended[-1] + 1 if ended else 0 :] if one["kind"] == "gap" or one["line"] >= offset]
 
     def _chosen(self, query: Query) -> list[tuple[int, int, Piece]]:
         """Number, offset and piece of what is selected."""

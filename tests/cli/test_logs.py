@@ -115,7 +115,7 @@ def test_json_is_what_the_master_says(pistage: Pistage, master: FakeMaster, caps
     assert [json.loads(line) for line in out.splitlines()] == master.printed.numbered({})
     assert "ü" in out
     assert pistage("logs", "demo#1", "-o", "json", "--tail", "1", "-f") == 0
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == master.printed.lines({"offset": "-1"})
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == master.printed.lines({"offset": "1"})
 
 
 def test_json_on_a_terminal_says_the_same_and_commands_nothing(

@@ -18,14 +18,12 @@ from typing import Final
 from pistage import wire
 from pistage.core.commands_of_output import ArchiveOutput, ForgetArchive
 from pistage.core.retention import DROPS_MAX
-from pistage.errors import Code, PistageError
+from pistage.errors import PistageError
 from pistage.master import reads
-from pistage.master import records as index_of
 from pistage.master.archive import Archive, archive_at
-from pistage.master.directories import sync_directory
 from pistage.master.logs import LogStore
 from pistage.master.replica import Replica
-from pistage.master.sealed import SealedFile
+from pistage.master.sealed import SealedFile, stub_of
 from pistage.master.state import Snapshot
 
 log = logging.getLogger(__name__)
@@ -153,39 +151,27 @@ class Archiving:
         async with self._replica.reader.single() as snapshot:
             cluster_id = await reads.cluster_id(snapshot)
         directory = self._directory / run.run_id
-        replaced = await asyncio.to_thread(_replace_by_stubs, directory, run.url, f"{cluster_id}/{run.run_id}")
-        if replaced:
-            log.info("run=%s its output is read from the archive from now on", run.run_id)
+        for path in await asyncio.to_thread(lambda: sorted(directory.glob("*.sealed"))):
+            name = f"{cluster_id}/{run.run_id}/{path.name}"
+            try:
+                stub = await asyncio.to_thread(_stub_for, path, run.url, name)
+            except FileNotFoundError:  # the run was removed meanwhile
+                return
+            if stub and await self._logs.archive(run.run_id, path.stem, stub):
+                log.info("attempt=%s its output is read from the archive from now on", path.stem)
 
 
 def _delete(url: str, name: str) -> None:
     archive_at(url).delete_below(name)
 
 
-def _replace_by_stubs(directory: Path, url: str, name: str) -> int:
-    """Of each sealed file that is in the archive, leave a stub; how many there were.
-
-    A crash leaves the file, or both, of which the file is read.
-    """
-    replaced = 0
-    for path in sorted(directory.glob("*.sealed")):
-        stored = f"{name}/{path.name}"
-        stub = index_of.stub_path(directory, path.stem)
-        fresh = stub.with_name(f"{stub.name}.new")
-        try:
-            if archive_at(url).size(stored) != path.stat().st_size:
-                log.error("%s is not what is in the archive as %s: it stays", path, stored)
-                continue
-            SealedFile.open(path).write_stub(fresh, url, stored)
-            fresh.replace(stub)
-            sync_directory(directory)
-            path.unlink()
-        except FileNotFoundError:  # the run was removed meanwhile
-            return replaced
-        except OSError as error:
-            raise PistageError(Code.STORAGE, f"{stub} could not be written: {error.strerror}") from None
-        replaced += 1
-    return replaced
+def _stub_for(path: Path, url: str, name: str) -> bytes:
+    """The stub for a sealed file, if the archive has the same output; b"" if not."""
+    stub, stored = stub_of(url, name)
+    if SealedFile.open(path).streams == stored:  # the files may differ: another codec, on another master
+        return stub
+    log.error("%s is not what is in the archive as %s: it stays", path, name)
+    return b""
 
 
 async def _ended_of(snapshot: Snapshot, run_ids: Sequence[str]) -> list[Ended]:

@@ -182,6 +182,10 @@ class LogStore:
         await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
         return is_done
 
+    async def archive(self, run_id: str, attempt_id: str, stub: bytes) -> bool:
+        """Put a stub in the place of the attempt's sealed file, which is in the archive; whether there was one."""
+        return await self._do(lambda: self._writer.archive(run_id, attempt_id, stub))
+
     # --- ends ----------------------------------------------------------------------------------------------------
 
     async def end(self, *run_ids: str) -> None:

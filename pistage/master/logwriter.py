@@ -262,6 +262,20 @@ class LogWriter:
             raise PistageError(Code.STORAGE, f"attempt {attempt_id} is not sealed: {error.strerror}") from None
         return True
 
+    def archive(self, run_id: str, attempt_id: str, stub: bytes) -> bool:
+        """Put a stub in the place of an attempt's sealed file, unless that was made plain or removed; whether it was.
+
+        A crash leaves the file, or both, of which the file is read.
+        """
+        directory = self._directory / run_id
+        if (directory / attempt_id).exists() or not index_of.sealed_path(directory, attempt_id).exists():
+            return False
+        try:
+            put_stub(directory, attempt_id, stub)
+        except OSError as error:
+            raise PistageError(Code.STORAGE, f"no stub of attempt {attempt_id}: {error.strerror}") from None
+        return True
+
     # --- files ------------------------------------------------------------------------------------------------
 
     def _unless_full(self, touched: dict[str, Run], work: Callable[[], T]) -> T:

@@ -159,8 +159,8 @@ class SealedFile:
         self._number = next(_numbers)
         status = os.fstat(fd)
         self.identity = _identity(status)
-        self._archived, self._directory = _checked(path, fd, status.st_size)
-        self._streams = _parsed(self._directory)
+        self._archived, directory = _checked(path, fd, status.st_size)
+        self._streams = _parsed(directory)
 
     @classmethod
     def open(cls, path: Path) -> SealedFile:
@@ -237,15 +237,6 @@ class SealedFile:
             return os.pread(self._fd, length, offset)
         url, name = self._archived
         return archive_at(url).read(name, offset, length)
-
-    def write_stub(self, path: Path, url: str, name: str) -> None:
-        """Make the stub of this file at `path`, durably but for its name, once the file is in the archive at `url`."""
-        names = url.encode(), name.encode()
-        body = _NAMES.pack(*map(len, names)) + b"".join(names) + self._directory
-        with path.open("wb") as file:
-            file.write(_STUB_MAGIC + body + _TAIL.pack(zlib.crc32(body), len(body), _MAGIC))
-            file.flush()
-            os.fsync(file.fileno())
 
     def _damaged(self, part: Part, number: int, why: str) -> PistageError:
         return _damaged(self.path, f"step {part[0]}, stream {part[1]}, block {number}: {why}")
@@ -348,6 +339,23 @@ def unseal(path: Path, directory: Path) -> None:
     sync_directory(directory.parent)
     path.unlink()
     sync_directory(directory.parent)
+
+
+def stub_of(url: str, name: str) -> tuple[bytes, Mapping[Part, Sealed]]:
+    """The stub of a sealed file that is in the archive at `url`, and what is in it, by what is written there.
+
+    PistageError `storage` where it is not there, or damaged, `unavailable` where the archive does not answer.
+    """
+    archive = archive_at(url)
+    at = (archive.size(name) or 0) - _TAIL.size
+    check, length, end = _TAIL.unpack(archive.read(name, at, _TAIL.size) if at >= 0 else bytes(_TAIL.size))
+    directory = archive.read(name, at - length, length) if end == _MAGIC and length <= at else b""
+    if end != _MAGIC or zlib.crc32(directory) != check:
+        raise _damaged(Path(name), f"it is not whole in the archive {url}")
+    names = url.encode(), name.encode()
+    body = _NAMES.pack(*map(len, names)) + b"".join(names) + directory
+    streams = {part: Sealed(one.length, one.sha256.hex()) for part, one in _parsed(directory).items()}
+    return _STUB_MAGIC + body + _TAIL.pack(zlib.crc32(body), len(body), _MAGIC), streams
 
 
 class OpenFiles:

@@ -13,7 +13,9 @@ from pistage.errors import PistageError
 from pistage.master import records
 from pistage.master.archive import Archive
 from pistage.master.records import RECORD_BYTES
+from pistage.master.sealed import SealedFile, Source, write
 from pistage.master.sealing import Sealing
+from pistage.wire import Codec
 from tests.master.fakes import Api, FakeAgent, a_master, an_agent
 from tests.master.test_logs import a_store
 from tests.master.test_retention import keep, until
@@ -51,7 +53,7 @@ def stored(tmp_path: Path) -> list[str]:
     return sorted(path.suffix or path.name for path in (tmp_path / "archive").glob("*/*/*"))
 
 
-async def output(api: Api, run: dict[str, Any]) -> bytes:
+async def read(api: Api, run: dict[str, Any]) -> bytes:
     headers = {"Accept": "application/octet-stream"}
     async with api.session.get(f"{api.url}/api/v1/runs/{run['id']}/logs", headers=headers) as response:
         assert response.status == 200
@@ -67,7 +69,7 @@ async def test_old_and_new_output_have_one_address_and_what_is_dropped_is_delete
         live = await api.submit()
         await until(lambda: files_of(data_dir, old) == {"index", ".stub"})
         assert stored(tmp_path) == [".sealed", "index"]
-        assert await output(api, old) == LINES
+        assert await read(api, old) == LINES
         await keep(api, runs_max=None, age_s=0.001)
         await until(lambda: stored(tmp_path) == [] and not (data_dir / "logs" / old["id"]).exists())
         assert (await api.run(live["id"]))["output_dropped_at"] is None
@@ -81,20 +83,28 @@ async def test_what_is_young_stays_on_the_master_as_well(tmp_path: Path, url: st
         await asyncio.sleep(0.2)  # a stub would have come by now
         assert files_of(data_dir, run) == {"index", ".sealed"}
         Archive(url).delete_below("")
-        assert await output(api, run) == LINES
+        assert await read(api, run) == LINES
 
 
-async def test_a_file_that_the_archive_has_otherwise_is_not_given_up(tmp_path: Path, url: str) -> None:
+async def test_a_file_that_the_archive_has_otherwise_is_not_given_up_but_one_with_the_same_output_is(
+    tmp_path: Path, url: str
+) -> None:
     data_dir = tmp_path / "m1"
     async with a_master(data_dir, archive=url) as api, an_agent(api) as (agent, _):
         run = await a_run(api, agent)
         await until(lambda: stored(tmp_path) == [".sealed", "index"])
     [path] = (tmp_path / "archive").glob("*/*/*.sealed")
-    path.write_bytes(path.read_bytes()[:-1])
-    async with a_master(data_dir, archive=url, archive_after="1ms") as api:
-        await asyncio.sleep(0.3)
-        assert files_of(data_dir, run) == {"index", ".sealed"}
-        assert await output(api, run) == LINES
+    [(part, sealed)] = SealedFile.open(path).streams.items()
+    for output in (b"x" * len(LINES), LINES):
+        (tmp_path / "plain").write_bytes(output)
+        write(path, [Source(*part, tmp_path / "plain", sealed.length)], codec=Codec.RAW)
+        async with a_master(data_dir, archive=url, archive_after="1ms") as api:
+            if output == LINES:
+                await until(lambda: files_of(data_dir, run) == {"index", ".stub"})
+            else:
+                await asyncio.sleep(0.3)
+                assert files_of(data_dir, run) == {"index", ".sealed"}
+            assert await read(api, run) == LINES
 
 
 async def test_a_master_that_comes_later_gets_stubs_not_the_bytes(tmp_path: Path, url: str) -> None:
@@ -133,5 +143,5 @@ async def test_an_archive_that_is_away_is_said_and_what_is_there_is_stored_later
         (tmp_path / "archive").unlink()
         (tmp_path / "archive").mkdir()
         await until(lambda: stored(tmp_path) == [".sealed", "index"])
-        assert await output(api, run) == LINES
+        assert await read(api, run) == LINES
         await until(lambda: not archiving.trouble)

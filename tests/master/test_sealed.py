@@ -13,7 +13,7 @@ import pytest
 from pistage.errors import Code, PistageError
 from pistage.master import sealed
 from pistage.master.archive import archive_at
-from pistage.master.sealed import OpenFiles, SealedFile, Source, unseal
+from pistage.master.sealed import OpenFiles, SealedFile, Source, stub_of, unseal
 from pistage.wire.codecs import Codec
 
 Streams = dict[tuple[str, int], bytes]
@@ -296,8 +296,10 @@ def test_a_stub_reads_what_is_in_the_archive_and_says_when_it_is_not(tmp_path: P
     (tmp_path / "archive").mkdir()
     url = f"file://{tmp_path}/archive"
     archive_at(url).put("run/attempt", path)
-    SealedFile.open(path).write_stub(stub, url, "run/attempt")
     told = SealedFile.open(path).streams
+    made, streams_there = stub_of(url, "run/attempt")
+    assert streams_there == told
+    stub.write_bytes(made)
     path.unlink()
     file = SealedFile.open(stub)
     assert file.streams == told
@@ -310,9 +312,20 @@ def test_a_stub_reads_what_is_in_the_archive_and_says_when_it_is_not(tmp_path: P
 
 def test_a_damaged_stub_is_told_from_a_whole_one(tmp_path: Path) -> None:
     stub = tmp_path / "attempt.stub"
-    SealedFile.open(a_sealed_file(tmp_path, some_streams(1))).write_stub(stub, "s3://bucket", "run/attempt")
-    whole = stub.read_bytes()
+    archive_at(f"file://{tmp_path}").put("run/attempt", a_sealed_file(tmp_path, some_streams(1)))
+    whole, _ = stub_of(f"file://{tmp_path}", "run/attempt")
     for at in range(0, len(whole), 7):
         stub.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(PistageError, match="damaged"):
             SealedFile.open(stub)
+
+
+@pytest.mark.parametrize("left", [0, 5, 100, -1])
+def test_of_a_file_that_is_not_whole_in_the_archive_there_is_no_stub(tmp_path: Path, left: int) -> None:
+    path = a_sealed_file(tmp_path, some_streams(2))
+    path.write_bytes(path.read_bytes()[:left])
+    archive_at(f"file://{tmp_path}").put("run/attempt", path)
+    for name in ("run/attempt", "run/another"):
+        with pytest.raises(PistageError) as caught:
+            stub_of(f"file://{tmp_path}", name)
+        assert caught.value.code is Code.STORAGE

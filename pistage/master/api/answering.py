@@ -13,6 +13,7 @@ from pistage.master.api.following import Following
 from pistage.master.api.forms import Flow, Shapes, TextLines
 from pistage.master.api.sending import SLICE_BYTES, Sender
 from pistage.master.reading.files import Files
+from pistage.master.reading.gaps import RETENTION
 from pistage.master.reading.heads import Head, heads_of
 from pistage.master.reading.lines import PART_BYTES, Line, Lines, open_lines, parts_of, whole_characters
 from pistage.master.reading.locate import By, Layout, Place
@@ -164,7 +165,7 @@ class Answer:
             for item, data in pieces:
                 for told in lines.feed(item, data):
                     if isinstance(told, Item):
-                        await teller.gap(told)
+                        await self._tell_gap(teller, told)
                     elif told.number >= self._first_line and not await self._has_told(teller, told):
                         return
             await self._sender.flush()
@@ -172,10 +173,15 @@ class Answer:
             if line.number >= self._first_line and not await self._has_told(teller, line):
                 return
 
+    async def _tell_gap(self, teller: _LineTeller, gap: Item) -> None:
+        assert gap.missing is not None, "a gap"
+        # When output was dropped says nothing of when it was printed.
+        if gap.missing.reason == RETENTION or self._selection.wanted.has(gap.record.at):
+            await teller.gap(gap)
+
     async def _has_told(self, teller: _LineTeller, line: Line) -> bool:
         """Tell a line, if it is of the wanted times; whether more are wanted."""
-        wanted = self._selection.wanted
-        if wanted.since <= line.record.at < wanted.until:
+        if self._selection.wanted.has(line.record.at):
             await teller.line(line)
             self._left -= self._asked.by is By.LINE
         return self._left > 0

@@ -81,8 +81,7 @@ class Following:
                 offset = end.offset - count
                 record = Record(*end.key, count, offset, end.at, place=there[end.key], kind=Kind.GAP_LOST)
                 found.append((record, gaps.lost(count)))
-        wanted = selection.wanted
-        return [(record, missing) for record, missing in found if wanted.since <= record.at < wanted.until]
+        return [(record, missing) for record, missing in found if selection.wanted.has(record.at)]
 
     async def layout(self, selection: Selection) -> Layout:
         """What there is now."""

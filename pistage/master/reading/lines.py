@@ -54,10 +54,14 @@ class Lines:
 
     def unknown(self, items: Collection[Item]) -> dict[int, set[StreamKey]]:
         """By source, streams in whose middle these pieces are, with nothing known of what is before: `begin` them."""
-        found: dict[int, set[StreamKey]] = {}
+        first: dict[Key, Item] = {}
         for item in items:
-            if item.place > 0 and not item.skip and (item.source, item.record.key) not in self._begun:
-                found.setdefault(item.source, set()).add(item.record.key)
+            first.setdefault((item.source, item.record.key), item)
+        found: dict[int, set[StreamKey]] = {}
+        for (source, key), item in first.items():
+            # Where the beginning of a piece is skipped, there reading was to begin.
+            if item.place > 0 and not item.skip and (source, key) not in self._begun:
+                found.setdefault(source, set()).add(key)
         return found
 
     def begin(self, source: int, heads: Mapping[StreamKey, Head]) -> None:

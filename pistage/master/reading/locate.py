@@ -104,7 +104,7 @@ class Layout:
         if by is By.BYTE:
             place = self._unit(by, total - count, in_time=True) if count < total else Place()
             return place, place.line
-        open_ones = [head for head in self.open_lines().values() if self._is_wanted(head.last)]
+        open_ones = [head for head in self.open_lines().values() if self._selection.wanted.has(head.last.at)]
         if count <= len(open_ones):
             return self.end, self.lines + len(open_ones) - count
         place = (
@@ -181,7 +181,7 @@ class Layout:
         return sum(
             _units(by, record)
             for _, record in self._records(source, number)
-            if self._takes(source, record) and self._is_wanted(record)
+            if self._takes(source, record) and self._selection.wanted.has(record.at)
         )
 
     def _unit(self, by: By, number: int, *, in_time: bool) -> Place:
@@ -202,7 +202,7 @@ class Layout:
         for number, record in self._records(source, block):
             if not self._takes(source, record):
                 continue
-            amount = _units(by, record) if not in_time or self._is_wanted(record) else 0
+            amount = _units(by, record) if not in_time or self._selection.wanted.has(record.at) else 0
             if left < amount:
                 data = read_whole(self._directories[source], record.key, record.place, record.kept)
                 skip = left if by is By.BYTE else _behind_newline(data, left)
@@ -231,7 +231,7 @@ class Layout:
         for source in reversed(range(len(self.counts))):
             for block in reversed(range(len(self._sums[source]))):
                 for number, record in reversed(self._records(source, block)):
-                    if self._takes(source, record) and self._is_wanted(record):
+                    if self._takes(source, record) and self._selection.wanted.has(record.at):
                         count -= 1
                         if not count:
                             return self._at_record(source, number)
@@ -239,10 +239,6 @@ class Layout:
 
     def _takes(self, source: int, record: Record) -> bool:
         return not record.is_barrier and self._selection.takes(source, record.key)
-
-    def _is_wanted(self, record: Record) -> bool:
-        wanted = self._selection.wanted
-        return wanted.since <= record.at < wanted.until
 
     def _records(self, source: int, block: int) -> list[tuple[int, Record]]:
         start = block * BLOCK_RECORDS

@@ -30,6 +30,10 @@ class Wanted:
         """Whether not all times are wanted."""
         return self.since > 0 or self.until < FOREVER
 
+    def has(self, at: int) -> bool:
+        """Whether that time is a wanted one."""
+        return self.since <= at < self.until
+
 
 class Selection:
     """Learns of attempts as they come.

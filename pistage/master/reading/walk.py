@@ -140,7 +140,7 @@ class Walk:
         skip, inner = skipped.skip, skipped.inner
         for here, record in enumerate(records, number):
             if not record.is_barrier and self.selection.takes(source, record.key):
-                if not is_timed or wanted.since <= record.at < wanted.until:
+                if not is_timed or wanted.has(record.at):
                     kept = max(0, record.kept - skip)
                     batch.append(Item(source, here, record, lines + inner, skip, kept, missing_of(record)))
                 lines += record.lines

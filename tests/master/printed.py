@@ -97,7 +97,7 @@ async def print_all(agent: FakeAgent, assigns: dict[str, wire.Assign], frames: S
             await agent.send(wire.LogGap(**place, length=frame.missing, reason=REASONS[frame.reason]))
         else:
             await agent.send(wire.LogFrame(**place, data=frame.data))
-    for frame in frames:
+    for _ in frames:
         while (ack := await agent.receive(wire.LogAck)).is_gap:
             raise AssertionError(ack)
 

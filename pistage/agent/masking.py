@@ -40,12 +40,12 @@ class Masks:
     def __bool__(self) -> bool:
         return bool(self._longest)
 
-    def in_text(self, text: str) -> str:
-        """`text` without the secrets."""
+    def in_text(self, text: str, *, is_cut: bool = False) -> str:
+        """`text` without the secrets; `is_cut` if more of it is not shown, which may have cut a secret in two."""
         if not self:
             return text
-        masker = Masker(self)
-        return (masker.feed(text.encode(errors="replace")) + masker.finish()).decode(errors="replace")
+        masked, _ = self.scan(text.encode(errors="replace"), is_last=not is_cut)
+        return masked.decode(errors="replace")
 
     def scan(self, text: bytes, *, is_last: bool) -> tuple[bytes, bytes]:
         """`text` without the secrets, up to where one may begin that its end cuts off; and the rest, as it is.

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pistage.core import limits
 from pistage.core.commands import AttemptEvent, Finished, StepFinished
 from pistage.core.model import AgentInfo
 from pistage.core.plan import Block, Context, Network, Node, Step, Task, Volume
+from tests.agent.fake_store import FakeStore
 
 TOKEN = "a-token-of-the-cluster"
 WAIT_S = 60.0
@@ -26,7 +26,9 @@ class FakeMaster:
     cluster_id: str = field(default_factory=wire.new_id)
     lease_s: float = 20.0
     events: list[AttemptEvent] = field(default_factory=list)
-    output: dict[tuple[str, str, int], bytearray] = field(default_factory=lambda: defaultdict(bytearray))
+    store: FakeStore = field(default_factory=FakeStore)
+    codecs: tuple[int, ...] = (0,)  # that it knows
+    codecs_seen: set[int] = field(default_factory=set)  # of frames
     hellos: list[wire.Hello] = field(default_factory=list)
     unwanted: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
@@ -76,6 +78,8 @@ class FakeMaster:
         self._changed.set()
         async for frame in socket:
             if frame.type is WSMsgType.BINARY and not self.is_deaf:
+                if (packed := wire.unpack_value(frame.data))[0] == "log":
+                    self.codecs_seen.add(packed[6])
                 await self._hear(socket, wire.unpack_message(frame.data))
                 self._changed.set()
         if socket in self.sockets:
@@ -89,7 +93,7 @@ class FakeMaster:
         )
         welcome = wire.Welcome(
             cluster_id=self.cluster_id, epoch=len(self.hellos), heartbeat_s=0.5, lease_s=self.lease_s,
-            verdicts=verdicts, live_runs=tuple(self.live_runs),
+            codecs=self.codecs, verdicts=verdicts, live_runs=tuple(self.live_runs),
         )  # fmt: skip
         await socket.send_bytes(wire.pack_message(welcome))
 
@@ -106,25 +110,19 @@ class FakeMaster:
                 self.events += [event for event in events if event not in self.events]
                 refused = tuple({event.attempt_id for event in events} & self.refused)
                 answer = wire.Reported(number=number, refused=refused)
-            case wire.LogFrame():
+            case wire.LogFrame() | wire.LogGap():
                 answer = self._append(message)
         if answer:
             await socket.send_bytes(wire.pack_message(answer))
 
-    def _append(self, frame: wire.LogFrame) -> wire.ToAgent:
+    def _append(self, frame: wire.LogFrame | wire.LogGap) -> wire.ToAgent:
         if self.log_refusal:
             return wire.LogRefused(
                 attempt_id=frame.attempt_id, step=frame.step, stream=frame.stream,
                 reason=self.log_refusal.reason, is_final=self.log_refusal.is_final,
             )  # fmt: skip
-        held = self.output[frame.attempt_id, frame.step, frame.stream]
         assert len(frame.data) <= limits.FRAME_BYTES_MAX
-        is_gap = frame.offset > len(held)
-        if not is_gap:
-            held += frame.data[len(held) - frame.offset :]
-        return wire.LogAck(
-            attempt_id=frame.attempt_id, step=frame.step, stream=frame.stream, length=len(held), is_gap=is_gap
-        )
+        return self.store.append(frame)
 
     # --- what tests say and ask -----------------------------------------------------------------------------
 
@@ -173,18 +171,24 @@ class FakeMaster:
         return any(isinstance(event, kind) and getattr(event, "step", step) == step for event in self.events)
 
     def stdout(self, attempt_id: str, step: str = "1") -> bytes:
-        return bytes(self.output[attempt_id, step, 1])
+        return bytes(self.store.streams[attempt_id, step, 1].kept)
 
     def stderr(self, attempt_id: str, step: str = "1") -> bytes:
-        return bytes(self.output[attempt_id, step, 2])
+        return bytes(self.store.streams[attempt_id, step, 2].kept)
+
+    def gaps(self, attempt_id: str, step: str = "1", stream: int = 1) -> list[tuple[wire.GapReason, int, int]]:
+        """Reason, offset and length of each."""
+        return self.store.streams[attempt_id, step, stream].gaps
 
     def check_output(self, attempt_id: str) -> None:
         """Every step's output is here to the last byte, by its own account of it."""
         for step, event in self.steps_of(attempt_id).items():
-            for stream, end in ((1, event.stdout), (2, event.stderr)):
+            for number, end in ((1, event.stdout), (2, event.stderr)):
                 if end is not None:
-                    held = bytes(self.output[attempt_id, step, stream])
-                    assert (len(held), hashlib.sha256(held).hexdigest()) == (end.length, end.sha256)
+                    stream = self.store.streams[attempt_id, step, number]
+                    told = (stream.end, stream.missing, hashlib.sha256(stream.kept).hexdigest())
+                    assert told == (end.length, end.missing, end.sha256)
+                    assert not stream.missing
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from pistage.agent.attempt.step import StepRunner
 from pistage.agent.attempt.stop import Brake, Stop, StoppedError
 from pistage.agent.gpus import GpuPool
 from pistage.agent.journal import Entry, JournalError
+from pistage.agent.masking import Masks
 from pistage.agent.outbox import Outbox
 from pistage.agent.runtimes.base import ExecutionError, Place, Runtime
 from pistage.core.commands import Accepted, AttemptEvent, Finished
@@ -51,9 +52,11 @@ class Runner:
         self.is_done = False  # `run` returned: nothing of it is left here
         self.is_acknowledged = False  # its end is committed
         self._place: Place = runtime.place(entry.assign, entry, gpus)
+        self._masks = Masks(entry.assign.masks)
         self._steps = StepRunner(
-            entry, self._place, outbox, self._brake, agent_name=agent_name, grace_s=grace_s, report=self._report
-        )
+            entry, self._place, outbox, self._brake,
+            agent_name=agent_name, grace_s=grace_s, masks=self._masks, report=self._report,
+        )  # fmt: skip
         self._outbox = outbox
 
     @property
@@ -119,7 +122,7 @@ class Runner:
                         runtime=self._runtime.name, notes=self._runtime.notes(),
                     )
                 )  # fmt: skip
-            result = await self._execute()
+            result = words.masked(await self._execute(), self._masks)
             # What succeeded has no process left but a container that waits for work: its removal may follow. In all
             # other cases another attempt may begin at once, so this one must be proven gone. Of a lost one nothing
             # can be proven, unless it was lost by order: what is left is removed when the engine is there again.
@@ -135,7 +138,7 @@ class Runner:
         """After a bug of ours, or where the journal cannot be written: end it, say so, remove what can be removed."""
         with suppress(ExecutionError):  # of what is lost nothing can be proven
             await self._place.kill()
-        result = words.failed(FailureClass.LOST, reason)
+        result = words.masked(words.failed(FailureClass.LOST, reason), self._masks)
         lost = Finished(at=now_ms(), attempt_id=self.attempt_id, fence=self.fence, result=result)
         is_unsaid = self.finished is None and not self.is_abandoned
         try:

@@ -12,6 +12,7 @@ from pistage.agent.attempt import words
 from pistage.agent.attempt.output import StepOutput
 from pistage.agent.attempt.stop import Brake, Stop, StoppedError
 from pistage.agent.journal import Entry
+from pistage.agent.masking import Masks
 from pistage.agent.outbox import Outbox, OutputRefusedError, StreamKey
 from pistage.agent.runtimes.base import Command, ExecutionError, Exit, Place, Running
 from pistage.core.commands import AttemptEvent, StepFinished, StepStarted
@@ -34,6 +35,7 @@ class StepRunner:
         *,
         agent_name: str,
         grace_s: float,
+        masks: Masks,
         report: Callable[[AttemptEvent], Awaitable[None]],
     ) -> None:
         self._entry = entry
@@ -43,6 +45,7 @@ class StepRunner:
         self._brake = brake
         self._agent_name = agent_name
         self._grace_s = grace_s
+        self._masks = masks
         self._report = report
         self._outputs: dict[str, StepOutput] = {}
         self._failures: list[tuple[Step, Result]] = []
@@ -87,7 +90,9 @@ class StepRunner:
         if reason is not None:
             return await self._finish(step, words.skipped(reason), None)
         is_new = step.id not in self._started
-        output = self._outputs[step.id] = StepOutput(self._outbox, self._assign.attempt_id, step.id, is_new=is_new)
+        output = self._outputs[step.id] = StepOutput(
+            self._outbox, self._assign.attempt_id, step.id, is_new=is_new, masks=self._masks
+        )
         try:
             result = await self._outcome(step, output)
             return await self._finish(step, result, output.ends())
@@ -128,6 +133,7 @@ class StepRunner:
 
     async def _finish(self, step: Step, result: Result, ends: tuple[StreamEnd, StreamEnd] | None) -> bool:
         stdout, stderr = ends or (None, None)
+        result = words.masked(result, self._masks)
         await self._report(
             StepFinished(
                 at=now_ms(), attempt_id=self._assign.attempt_id, fence=self._assign.fence,
@@ -259,10 +265,16 @@ class StepRunner:
 
 async def _outcome_of(running: Running, output: StepOutput | _Deaf) -> Exit | ExecutionError | OutputRefusedError:
     """The end as a value: an error must not tear down the group that still has to stop the command."""
+    outcome: Exit | ExecutionError
     try:
-        return await running.ended(output)
-    except (ExecutionError, OutputRefusedError) as error:
-        return error
+        try:
+            outcome = await running.ended(output)
+        except ExecutionError as error:
+            outcome = error
+        await output.end_part()
+    except OutputRefusedError as refusal:
+        return refusal
+    return outcome
 
 
 class _Deaf:
@@ -276,3 +288,9 @@ class _Deaf:
 
     def length_of(self, stream: int) -> int:
         return self._lengths[stream]
+
+    async def note_gap(self, stream: int, offset: int) -> None:
+        pass
+
+    async def end_part(self) -> None:
+        pass

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pistage.agent.masking import Masks
 from pistage.agent.runtimes.base import Exit
 from pistage.core import limits
 from pistage.core.model import Result, State
@@ -57,6 +58,14 @@ def unmet(when: When, *, has_failed: bool) -> str | None:
             return "no earlier step failed"
         case _:
             return None
+
+
+def masked(result: Result, masks: Masks) -> Result:
+    """The same without secrets: an engine quotes the command that it could not start, and services their output."""
+    if not masks or not result.reason:
+        return result
+    is_cut = len(result.reason) >= limits.REASON_CHARS_MAX
+    return replace(result, reason=masks.in_text(result.reason, is_cut=is_cut))
 
 
 def seconds(amount: float) -> str:

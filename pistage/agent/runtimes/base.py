@@ -76,6 +76,12 @@ class Sink(Protocol):
     def length_of(self, stream: int) -> int:
         """How many bytes of this command's `stream` it has."""
 
+    async def note_gap(self, stream: int, offset: int) -> None:
+        """The engine was away when `offset` bytes of this command's output had come; a repeat is skipped.
+
+        What it cost is not known: what comes next is written at `offset`.
+        """
+
 
 class Running(Protocol):
     """A command under way."""

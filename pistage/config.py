@@ -139,6 +139,9 @@ class AgentConfig(_Section):
     output_wait: Seconds = Field(
         120.0, description="how long output that no master can keep may hold a step up before the step fails"
     )
+    output_codec: Literal["none", "zlib", "zstd"] = Field(
+        "none", description="how output is compressed on its way to the masters: for agents behind slow lines"
+    )
 
 
 class ClientConfig(_Section):

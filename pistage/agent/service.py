@@ -41,6 +41,7 @@ from pistage.wire import (
     Reported,
     ToAgent,
     Welcome,
+    codecs,
     new_id,
     now_ms,
 )
@@ -56,6 +57,7 @@ _LAST_WORDS_S = 5.0  # after the stop grace, for the end of what ends with the a
 class Agent:
     """Runs what the masters assign until it is cancelled, or asked to leave or to stop.
 
+    PistageError `usage` for an output codec that is not installed.
     Stopping ends sandboxed and plain processes; containers run on and are found again by the next start. Leaving is
     stopping once what runs is done, or `drain_timeout` is over; nothing new is begun meanwhile.
     """
@@ -69,7 +71,8 @@ class Agent:
         self._runtime: Runtime = runtimes.create(settings, lambda: self._id)
         self._outbox = Outbox(wait_s=settings.output_wait)
         self._reports = Reports()
-        self._session = Session(settings.masters, self, token=token)
+        codec = codecs.named("raw" if settings.output_codec == "none" else settings.output_codec)
+        self._session = Session(settings.masters, self, token=token, codec=codec)
         self._runners: dict[str, Runner] = {}
         self._entries: dict[str, Entry] = {}
         self._arrivals = Arrivals()

@@ -21,10 +21,12 @@ from pistage.core import limits
 from pistage.errors import Code, PistageError
 from pistage.wire import (
     PROTOCOL,
+    Codec,
     Goodbye,
     Heartbeat,
     HeartbeatAck,
     Hello,
+    LogFrame,
     ToAgent,
     ToMaster,
     Welcome,
@@ -44,6 +46,7 @@ _CONNECT_TIMEOUT_S = 2.0
 _WELCOME_TIMEOUT_S = 10.0  # the master answers once the agent's coming is committed
 _BEATS_MISSED_MAX = 3  # so many heartbeats without a word from the master: another one may lead
 _DENIED_RETRY_S = 30.0
+_PACKED_BYTES_MIN = 256  # less of it comes out no smaller
 
 _LINK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, PistageError)
 
@@ -76,12 +79,13 @@ class _RedirectedError(Exception):
 
 
 class Session:
-    """Keeps a session with whichever master leads."""
+    """Keeps a session with whichever master leads. Output is compressed by `codec` where that master knows it."""
 
-    def __init__(self, masters: Sequence[str], owner: Owner, *, token: str | None) -> None:
+    def __init__(self, masters: Sequence[str], owner: Owner, *, token: str | None, codec: Codec = Codec.RAW) -> None:
         self._masters = [URL(master) for master in masters]
         self._owner = owner
         self._token = token
+        self._codec = codec
         self._random = random.Random()
         self.is_connected = False
         self._last_said = ""
@@ -154,8 +158,15 @@ class Session:
     async def _talk(
         self, socket: aiohttp.ClientWebSocketResponse, master: URL, welcome: Welcome, sent_s: float
     ) -> URL | None:
+        codec = self._codec if self._codec in welcome.codecs else Codec.RAW
+        if codec is not self._codec:
+            self._say(f"{master} cannot read {self._codec.name.lower()}: output is sent to it as it is")
+
         async def send(message: ToMaster) -> None:
-            await socket.send_bytes(pack_message(message))
+            # Here and not in a thread: the largest frame takes zlib 2 ms and zstd half of one, and lines that are
+            # worth it carry few of them.
+            is_packed = isinstance(message, LogFrame) and len(message.data) >= _PACKED_BYTES_MIN
+            await socket.send_bytes(pack_message(message, codec if is_packed else Codec.RAW))
 
         self.is_connected = True
         self._last_said = ""

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from pistage.cli import groups, options
+from pistage.cli.memory import keep_freed_memory
 from pistage.config import (
     AgentConfig,
     MasterConfig,
@@ -40,6 +41,7 @@ def serve_verb(role: str, config_file: Path | None, flags: Mapping[str, object],
     Every key can be given as a flag, as an environment variable PISTAGE_<KEY>, or in the file of --config.
     """
     start_logging(verbose)
+    keep_freed_memory()
     section = options.SECTIONS[role]
     for key, value in flags.items():
         if value is not None and key not in section.model_fields:

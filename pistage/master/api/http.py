@@ -111,19 +111,21 @@ async def read_body(request: web.Request, *, bytes_max: int = limits.REQUEST_BOD
     if (request.content_length or 0) > bytes_max:
         raise _too_large(bytes_max)
     started = time.monotonic()
-    received = bytearray()
+    pieces: list[bytes] = []
+    size = 0
     while not request.content.at_eof():
-        patience_s = limits.REQUEST_HEADER_TIMEOUT_S + len(received) / limits.REQUEST_BODY_RATE_MIN_BYTES_S
+        patience_s = limits.REQUEST_HEADER_TIMEOUT_S + size / limits.REQUEST_BODY_RATE_MIN_BYTES_S
         try:
             async with asyncio.timeout(started + patience_s - time.monotonic()):
-                received += await request.content.readany()
+                pieces.append(await request.content.readany())
         except TimeoutError:
             request.protocol.force_close()
             raise PistageError(Code.TIMEOUT, "the request's body came too slowly") from None
-        if len(received) > bytes_max:
+        size += len(pieces[-1])
+        if size > bytes_max:
             request.protocol.force_close()
             raise _too_large(bytes_max)
-    return bytes(received)
+    return b"".join(pieces)
 
 
 def _too_large(bytes_max: int) -> PistageError:

@@ -20,7 +20,7 @@ from pistage.core.model import INSTANT_MAX, AgentInfo
 from pistage.core.plan import Network, Task, Volume
 from pistage.errors import Code, PistageError
 from pistage.wire.codecs import Codec, compress, decompress
-from pistage.wire.packing import pack_value, unpack_value
+from pistage.wire.packing import pack_value, pack_with_bytes, unpack_value
 
 PROTOCOL: Final = 2
 
@@ -274,7 +274,7 @@ def pack_message(message: ToMaster | ToAgent, log_codec: Codec = Codec.RAW) -> b
     """One WebSocket message; `log_codec` is for the bytes of a LogFrame."""
     if isinstance(message, LogFrame):
         header = ("log", message.attempt_id, message.step, message.stream, message.offset, message.at, int(log_codec))
-        return pack_value([*header, compress(log_codec, message.data)])
+        return pack_with_bytes(header, compress(log_codec, message.data))
     return pack_value([message.kind, codec.to_plain(type(message), message)])
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import click
 
-from pistage.cli import groups, logsearch, naming, options, output
+from pistage.cli import groups, loggaps, logsearch, naming, options, output
 from pistage.cli.connect import connect
 from pistage.cli.loglines import Printer, print_object
 from pistage.cli.logwanted import Wanted
 from pistage.cli.moments import moment_option
 from pistage.cli.progress import OVER, Progress
-from pistage.client import Client, Run, Selection, Source, Step
+from pistage.client import Client, Selection
 from pistage.config import ClientConfig, Config
 
 
@@ -69,15 +69,20 @@ async def _logs(config: Config[ClientConfig], what: str, wanted: Wanted) -> None
             elif wanted.has_times or wanted.grep is not None or (sys.stdout.isatty() and not wanted.is_raw):
                 await _print_lines(client, progress, selection, wanted, is_single=is_single)
             else:
-                await _print_bytes(client, progress, selection, wanted)
-                _tell_of_gaps(run if is_over else await client.fetch_run(run["id"]), progress, selection)
+                count = await _print_bytes(client, progress, selection, wanted)
+                ended = run if is_over else await client.fetch_run(run["id"])
+                for said in loggaps.told(ended, progress, selection, count if wanted.is_all else None):
+                    output.say(said, fg="yellow")
         finally:
             sys.stdout.flush()
 
 
-async def _print_bytes(client: Client, progress: Progress, selection: Selection, wanted: Wanted) -> None:
-    """Straight from the socket to stdout: nothing is done to a line, so 200 MB take no longer than their transport."""
-    out = sys.stdout.buffer
+async def _print_bytes(client: Client, progress: Progress, selection: Selection, wanted: Wanted) -> int:
+    """Straight from the socket to stdout: nothing is done to a line, so 200 MB take no longer than their transport.
+
+    How many it were.
+    """
+    out, count = sys.stdout.buffer, 0
     stream = client.output(progress.id).follow_bytes(
         selection, tail=wanted.tail, limit=wanted.limit, is_followed=wanted.is_followed
     )
@@ -85,6 +90,8 @@ async def _print_bytes(client: Client, progress: Progress, selection: Selection,
         async for data in pieces:
             out.write(data)
             out.flush()
+            count += len(data)
+    return count
 
 
 async def _print_lines(
@@ -123,37 +130,13 @@ async def _print_json(client: Client, progress: Progress, selection: Selection, 
                 sys.stdout.flush()
 
 
-def _tell_of_gaps(run: Run, progress: Progress, selection: Selection) -> None:
-    """Say how much of what was printed is not kept: among bare bytes nothing can stand in its place."""
-    for task in run.get("tasks") or []:
-        for attempt in task.get("attempts") or []:
-            for step in attempt.get("steps") or []:
-                if selection.task in {None, task["name"]} and selection.step in {None, step["id"]}:
-                    place = Source(task=task["name"], attempt=attempt["number"], step=step["id"], stream="", at="")
-                    for lost in _missing(step, selection.stream):
-                        output.say(f"{progress.label(place)}: {lost}", fg="yellow")
-
-
-def _missing(step: Step, stream: str | None) -> Iterator[str]:
-    counts = {
-        "stdout": (step.get("stdout_missing"), step.get("stdout_bytes")),
-        "stderr": (step.get("stderr_missing"), step.get("stderr_bytes")),
-    }
-    for name, (missing, printed) in counts.items():
-        if missing and stream in {None, name}:
-            yield (
-                f"{missing:,} of {printed or 0:,} bytes on {name} are not here: "
-                "more was printed than is kept, which is the beginning and the end"
-            )
-
-
 def _select(progress: Progress, rest: str, wanted: Wanted) -> tuple[Selection, bool]:
     """The selection that the rest of RUN/TASK/STEP and the options make, and whether that is a single step."""
     task, step = _task_and_step(progress, rest) if rest else (None, None)
     count = progress.step_count() if task is None else 1 if step else len(progress.tasks[task].steps)
-    # People read what several agents sent by its time. What is followed, counted or exact goes as it came.
+    # People read what several agents sent by its time. What is followed, searched or exact goes as it came.
     is_for_people = wanted.fmt == "text" and (wanted.has_times or (sys.stdout.isatty() and not wanted.is_raw))
-    is_merged = count > 1 and is_for_people and not wanted.is_followed and not wanted.counts_lines
+    is_merged = count > 1 and is_for_people and not wanted.is_followed and wanted.grep is None
     return Selection(
         task=task,
         step=step,

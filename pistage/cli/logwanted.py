@@ -41,6 +41,11 @@ class Wanted:
         return Pattern(text=self.grep, is_regex=self.is_regex, ignores_case=self.ignores_case)
 
     @property
+    def is_all(self) -> bool:
+        """Whether nothing of the output is to be left out."""
+        return not self.counts_lines and self.since is None and self.until is None
+
+    @property
     def counts_lines(self) -> bool:
         """Whether the master is to tell lines apart: they are counted, or chosen by what they hold."""
         return self.tail is not None or self.limit is not None or self.grep is not None

@@ -104,6 +104,8 @@ class Progress:
 
     def label(self, chunk: Source) -> str:
         """`task/step` for the output of a step; the number of the attempt too from the second one on."""
+        if not chunk.step:  # what is said of a task and all its steps
+            return shortened(chunk.task)
         task = self.tasks.get(chunk.task)
         step = task.steps.get(chunk.step) if task else None
         again = f" (attempt {chunk.attempt})" if chunk.attempt > 1 else ""

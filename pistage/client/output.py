@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol
 
 from pistage.client import streams
@@ -93,7 +94,7 @@ class Output:
         Those that hold the `pattern`, if there is one: then `tail` is where the search begins, `limit` what it finds.
         """
         offset = -(tail or 0)
-        if tail is not None and (is_followed or tail == 0):
+        if tail is not None and (is_followed or tail == 0 or selection.is_by_time):
             # Once and for all, so that what comes while we are cut off does not move the beginning.
             offset = await self._first_line(selection, tail)
         place = LinePlace(offset, limit, come_again=selection.is_by_time)
@@ -114,6 +115,7 @@ class Output:
 
     async def _first_line(self, selection: Selection, tail: int) -> int:
         """The number of the line where the last `tail` ones begin now."""
+        selection = replace(selection, is_by_time=False)  # which is how they are numbered
         first = await self._one(selection, LinePlace(-max(tail, 1)))
         if first is None:
             return 0

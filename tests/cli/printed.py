@@ -70,15 +70,18 @@ class Printed:
         """Lines, those that hold the pattern if there is one."""
         every: list[dict[str, Any]] = []
         open_lines: dict[Any, tuple[bytes, Piece]] = {}
-        count = 0  # of lines that ended
+        is_by_time = query.get("order") == "time"
+        before, count = {}, 0  # numbers are given by arrival, whatever the order
+        for number, _, piece in self._chosen({**query, "order": "arrival"}):
+            before[number] = count
+            count += piece.data.count(b"\n")
         for number, start, piece in self._chosen(query):
             begun = open_lines.pop(piece.origin, (b"", piece))[0]
             if piece.gap is not None:
-                every += [_line(piece) | {"data": begun, "line": count, "is_open": True}] if begun else []
+                every += [_line(piece) | {"data": begun, "line": before[number], "is_open": True}] if begun else []
                 every += self._parts(number, start, piece)
             *ended, rest = (b"" if piece.gap is not None else begun + piece.data).split(b"\n")
-            every += [_line(piece) | {"data": data, "line": place} for place, data in enumerate(ended, count)]
-            count += len(ended)
+            every += [_line(piece) | {"data": data, "line": place} for place, data in enumerate(ended, before[number])]
             if rest:
                 open_lines[piece.origin] = rest, piece
         if self.is_over or not query.get("follow"):
@@ -86,7 +89,12 @@ class Printed:
                 _line(piece) | {"data": data, "line": place, "is_open": True}
                 for place, (data, piece) in enumerate(open_lines.values(), count)
             ]
-        every = self._from(every, int(query.get("offset", 0)))
+        offset = int(query.get("offset", 0))
+        if is_by_time:
+            offset += len([one for one in every if one["kind"] == "line"]) if offset < 0 else 0
+            every = [one for one in every if one["kind"] == "gap" or one["line"] >= offset]
+        else:
+            every = self._from(every, offset)
         if "grep" in query:
             text = query["grep"] if "regex" in query else re.escape(query["grep"])
             pattern = re.compile(text.encode(), re.IGNORECASE if "ignore_case" in query else 0)

@@ -141,6 +141,25 @@ def test_what_is_missing_from_bytes_is_said_beside_them(
         assert ("a/one: 4,096 of 6 bytes on stdout are not here" in err) is is_said
 
 
+def test_bytes_that_are_lost_are_said_only_where_all_were_asked_for(
+    pistage: Pistage, master: FakeMaster, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    master.printed.pieces = [Piece("a", "1", "stdout", b"h\nl")]
+    lost = "3 of 6 bytes are lost: the masters that had them are gone"
+    for argv, is_said in (
+        (["demo#1", "--stream", "stdout"], True),
+        (["demo#1/a/one", "--stream", "stdout", "-f"], True),
+        (["demo#1", "--stream", "stdout", "--tail", "1"], False),
+        (["demo#1", "--stream", "stdout", "--until", "1s"], False),
+        (["demo#1", "--stream", "stderr"], False),
+    ):
+        assert pistage("logs", *argv) == 0
+        assert (lost in capfdbinary.readouterr().err.decode()) is is_said
+    master.state, master.is_held = "running", True
+    assert pistage("logs", "demo#1", "--stream", "stdout") == 0
+    assert capfdbinary.readouterr().err == b""
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

@@ -126,7 +126,16 @@ def test_what_several_steps_printed_is_read_by_its_time_unless_it_is_followed(
 ) -> None:
     master.printed.pieces = [Piece("a", "1", "stdout", b"later\n", 5), Piece("b", "1", "stdout", b"sooner\n", 2)]
     by_time, by_arrival = "b/two | sooner\na/one | later\n", "a/one | later\nb/two | sooner\n"
-    for argv, expected in (([], by_time), (["-f"], by_arrival), (["--order", "arrival"], by_arrival)):
+    for argv, expected in (
+        ([], by_time),
+        (["--tail", "2"], by_time),
+        (["--limit", "1"], "b/two | sooner\n"),
+        (["-f"], by_arrival),
+        (["-f", "--tail", "2"], by_arrival),
+        (["--order", "arrival"], by_arrival),
+        (["--grep", "o"], "b/two | sooner\n"),
+        (["--grep", "e"], by_arrival),
+    ):
         assert shown("logs", "demo#1", *argv) == 0
         assert capsys.readouterr().out == expected
     assert shown("logs", "demo#1/a") == 0
@@ -134,6 +143,16 @@ def test_what_several_steps_printed_is_read_by_its_time_unless_it_is_followed(
     capsys.readouterr()
     assert shown("logs", "demo#1", "--raw", "--order", "time") == 0
     assert master.queries[-1]["order"] == "time"
+
+
+def test_what_is_said_of_a_whole_task_names_no_step(
+    shown: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dropped = gap("a", "", "what demo#0 printed was dropped", missing=None, reason="retention")
+    dropped.stream = ""
+    master.printed.pieces.insert(0, dropped)
+    assert shown("logs", "demo#1") == 0
+    assert capsys.readouterr().out == "a | [what demo#0 printed was dropped]\na/one | hello\n"
 
 
 def test_lines_off_a_terminal_are_clean_too(

@@ -20,7 +20,16 @@ from tests.chaos.group import Group, Shape, until
 from tests.chaos.network import Namespaces
 from tests.e2e import printing
 from tests.e2e.printing import Program, sum_of
-from tests.e2e.readback import STREAMS, wrong_as_reported, wrong_but_for_gaps, wrong_in_files, wrong_when_read
+from tests.e2e.readback import (
+    STREAMS,
+    Gap,
+    gaps_in,
+    wrong_as_reported,
+    wrong_but_for_gaps,
+    wrong_in_files,
+    wrong_when_read,
+    wrong_when_shown,
+)
 
 DOCKER: Final = "a1"
 HOST: Final = "a2"
@@ -175,46 +184,52 @@ HARMS: Final = (AGENT_KILLED, LEADER_KILLED, FOLLOWER_AWAY, LEADER_FULL, FOLLOWE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What came of one harm: bytes printed, seconds from the first submission to the last end, and to alike copies."""
+    """What came of one harm: bytes printed, and of those missing as gaps say (0 where one does not know how many);
+    seconds from the first submission to the last end, and to alike copies."""
 
     about: str
     printed: int
+    gaps: Sequence[Gap]
     ended_s: float
     alike_s: float
     wrong: Sequence[str]
 
 
-async def trial(scene: Scene, harm: Harm, seconds: float) -> Trial:
+async def trial(scene: Scene, harm: Harm, seconds: float, todo: Sequence[Work] = ()) -> Trial:
     """Programs print, harm is done for so long and mended, they end, all masters have all of it."""
     group = scene.group
     await until(group.is_whole, 60.0)
     began = time.monotonic()
-    todo = works(seconds)
+    todo = todo or works(seconds)
     run_ids = [await submit(group, work.definition()) for work in todo]
     for run_id in run_ids:
         await until(lambda run_id=run_id: _has_printed(group, run_id), _BEGINS_WITHIN_S)  # type: ignore[misc]
     scene.say(f"{harm.about} for {seconds:g} s")
     await harm.do(scene, seconds)
     scene.say("mended")
-    runs = [await _ended(group, run_id) for run_id in run_ids]
+    runs = [await ended(group, run_id) for run_id in run_ids]
     ended_s = time.monotonic() - began
     for name in group.masters:
         await caught_up(group, name, 60.0)
     wrong = [f"{run['id']} {run['state']}: {run['reason']}" for run in runs if run["state"] != "succeeded"]
     wrong += await _until_alike(group, run_ids)
     alike_s = time.monotonic() - began
+    gaps: list[Gap] = []
     for run, work in zip(runs, todo, strict=True):
-        wrong += [f"{work.title}: {what}" for what in await _wrong_with(group, run, work.program, harm.costs)]
+        wrong += [f"{work.title}: {what}" for what in await _wrong_with(group, run, work.program, harm.costs, gaps)]
     for what in wrong:
         scene.fail(f"{harm.about}: {what}")
     printed = sum(sum_of(work.program.parts(stream)).length for work in todo for stream in STREAMS)
-    found = Trial(about=harm.about, printed=printed, ended_s=ended_s, alike_s=alike_s, wrong=wrong)
+    found = Trial(about=harm.about, printed=printed, gaps=gaps, ended_s=ended_s, alike_s=alike_s, wrong=wrong)
     scene.say(told(found))
     return found
 
 
 def told(one: Trial) -> str:
     outcome = f"{len(one.wrong)} WRONG" if one.wrong else "all there, once, everywhere"
+    if one.gaps and not one.wrong:
+        missing = sum(gap.length for gap in one.gaps)
+        outcome = f"all else there, once, everywhere; {len(one.gaps)} gaps, of {missing:,} B that are known"
     times = f"ended {one.ended_s:5.1f} s, alike {one.alike_s:5.1f} s"
     return f"{one.about:28} {one.printed:>13,} B printed, {times}: {outcome}"
 
@@ -231,7 +246,9 @@ async def _has_printed(group: Group, run_id: str) -> bool:
     return bool(await group.call(await group.leader(), "GET", path, timeout_s=10.0))
 
 
-async def _ended(group: Group, run_id: str) -> dict[str, Any]:
+async def ended(group: Group, run_id: str) -> dict[str, Any]:
+    """The run, once it is over, as whoever leads then has it."""
+
     async def over() -> dict[str, Any] | None:
         run = await group.call(await group.leader(), "GET", f"/api/v1/runs/{run_id}", timeout_s=10.0)
         return run if run and run["finished_at"] else None
@@ -262,14 +279,19 @@ def logs_dir(group: Group, name: str, run_id: str) -> Path:
     return group.data_dir(name) / "logs" / run_id
 
 
-async def _wrong_with(group: Group, run: dict[str, Any], program: Program, costs: str) -> list[str]:
+async def _wrong_with(group: Group, run: dict[str, Any], program: Program, costs: str, gaps: list[Gap]) -> list[str]:
     attempts = [attempt["state"] for task in run["tasks"] for attempt in task["attempts"]]
     if attempts != ["succeeded"]:
         return [f"its attempts are {attempts}"]
     assert group.http is not None
     directories = {name: logs_dir(group, name, run["id"]) for name in group.masters}
     if costs:
-        return await asyncio.to_thread(wrong_but_for_gaps, directories, run, program, costs)
+        wrong = await asyncio.to_thread(wrong_but_for_gaps, directories, run, program, costs)
+        if not wrong:
+            found = await asyncio.to_thread(gaps_in, directories[group.masters[0]], run)
+            gaps += [gap for of_stream in found.values() for gap in of_stream]
+            wrong += await wrong_when_shown(group.http, group.urls[group.masters[0]], run, found)
+        return wrong
     wrong = wrong_as_reported(run, program)
     wrong += await wrong_when_read(group.http, group.urls[await group.leader()], run, program)
     for url in group.urls.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,20 @@ async def pieces_of(
 ) -> AsyncIterator[bytes]:
     """The bytes of one stream of a step, as they come."""
     given = {"step": step, "stream": stream} | query
-    headers = {"Accept": "application/octet-stream"}
+    async for piece in _answer(http, url, run_id, given, "application/octet-stream"):
+        yield piece
+
+
+def _form_of(
+    http: aiohttp.ClientSession, url: str, run: Mapping[str, Any], stream: str, accept: str
+) -> AsyncIterator[bytes]:
+    return _answer(http, url, run["id"], {"step": step_of(run)["id"], "stream": stream}, accept)
+
+
+async def _answer(
+    http: aiohttp.ClientSession, url: str, run_id: str, given: Mapping[str, str], accept: str
+) -> AsyncIterator[bytes]:
+    headers = {"Accept": accept}
     timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
     async with http.get(f"{url}/api/v1/runs/{run_id}/logs", params=given, headers=headers, timeout=timeout) as response:
         assert response.status == 200, await response.text()
@@ -225,6 +239,51 @@ def wrong_but_for_gaps(
         if what := wrong_order(kept, one.gaps, b"".join(program.parts(stream))):
             wrong.append(f"{run['id']} {program.title}, {stream}, files of {name}: {what}")
     return wrong
+
+
+async def wrong_when_shown(
+    http: aiohttp.ClientSession, url: str, run: Mapping[str, Any], gaps: Mapping[str, Sequence[Gap]]
+) -> list[str]:
+    """How the gaps that a master shows differ from those of its files, by stream: as JSON, and in text for people."""
+    wrong = []
+    for stream, expected in gaps.items():
+        found = await _gaps_shown(http, url, run, stream)
+        said = [(one["missing"], one["reason"]) for one in found]
+        if said != [(gap.length or None, gap.reason) for gap in expected]:
+            wrong.append(f"{run['id']} {stream} at {url}: shown are {said}, there are {expected}")
+        text = b"".join([piece async for piece in _form_of(http, url, run, stream, "text/plain")])
+        unsaid = [one["text"] for one in found if f"[{one['text']}]\n".encode() not in text]
+        wrong += [f"{run['id']} {stream} at {url}: the text does not say [{one}]" for one in unsaid]
+    return wrong
+
+
+async def wrong_where_lost(
+    http: aiohttp.ClientSession, url: str, run: Mapping[str, Any], program: Program
+) -> list[str]:
+    """How what a master shows of a step, of which the end was lost after it had ended, is not all that there was."""
+    wrong, lost = [], 0
+    for stream in STREAMS:
+        kept = b"".join([piece async for piece in _form_of(http, url, run, stream, "application/octet-stream")])
+        found = await _gaps_shown(http, url, run, stream)
+        missing = sum(one["missing"] for one in found)
+        printed = b"".join(program.parts(stream))
+        lost += missing
+        if not printed.startswith(kept) or len(kept) + missing != len(printed):
+            wrong.append(f"{run['id']} {stream}: {len(kept)} bytes of {len(printed)} are there, and shown is {found}")
+    return wrong or ([] if lost else [f"{run['id']}: nothing is lost, so nothing is shown by this"])
+
+
+async def _gaps_shown(
+    http: aiohttp.ClientSession, url: str, run: Mapping[str, Any], stream: str
+) -> list[dict[str, Any]]:
+    text = b"".join([piece async for piece in _form_of(http, url, run, stream, "application/x-ndjson")])
+    return [json.loads(line) for line in text.splitlines() if line.startswith(b'{"kind": "gap"')]
+
+
+def gaps_in(directory: Path, run: Mapping[str, Any]) -> dict[str, list[Gap]]:
+    """By stream, those of the run's last step, for streams that have any."""
+    kept = {key[2]: one for key, one in kept_in(directory).items() if key[1] == step_of(run)["id"]}
+    return {stream: kept[number].gaps for stream, number in STREAMS.items() if number in kept and kept[number].gaps}
 
 
 def wrong_order(kept: bytes, gaps: Sequence[Gap], printed: bytes) -> str:

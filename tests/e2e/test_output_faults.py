@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import disks, network, output
+from tests.chaos import disks, network, output, wiping
 from tests.chaos.engines import a_live_engine
 from tests.chaos.faults import Scene
 from tests.chaos.group import a_group
@@ -60,4 +60,14 @@ async def test_an_engine_that_goes_away_costs_no_more_than_is_said(tmp_path: Pat
         scene = Scene(group, random.Random(1), Timeline())
         for harm in engine.harms():
             await output.trial(scene, harm, 1.0)
+        assert scene.problems == []
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_what_is_lost_with_every_master_that_had_it_is_shown_as_a_gap(tmp_path: Path, replicas: int) -> None:
+    async with a_group(tmp_path, wiping.shape(replicas)) as group:
+        scene = Scene(group, random.Random(1), Timeline())
+        await wiping.while_printing(scene, replicas)
+        if replicas > 1:
+            await wiping.after_the_end(scene)
         assert scene.problems == []

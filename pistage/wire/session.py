@@ -292,10 +292,12 @@ def unpack_message(raw: bytes) -> ToMaster | ToAgent:
 
 
 def _checked(message: LogFrame | LogGap) -> LogFrame | LogGap:
-    # What the index of the output and the readers' dates can hold; our agents send nothing else.
-    step = message.step
-    is_step = step.isascii() and step.isdigit() and step[0] != "0" and int(step) <= limits.PLAN_STEPS_MAX
+    # What the index of the output and the readers' dates can hold; our agents send nothing else. In Python true is a 1.
+    step, numbers = message.step, (message.stream, message.offset, message.at)
+    is_step = step.isascii() and step.isdigit() and step[0] != "0" and len(step) <= len(str(limits.PLAN_STEPS_MAX))
+    is_step = is_step and int(step) <= limits.PLAN_STEPS_MAX
     is_placed = 0 <= message.offset < 1 << 53 and 0 <= message.at <= INSTANT_MAX and message.stream in {1, 2}
+    is_placed = is_placed and all(type(number) is int for number in numbers)
     if isinstance(message, LogGap):
         is_placed = is_placed and 0 <= message.length < 1 << 53
     if not (is_step and is_placed):

@@ -39,7 +39,8 @@ def poison_of(assign: wire.Assign) -> list[wire.ToMaster]:
     frames = [
         replace(frame, at=-1), replace(frame, at=(1 << 64) - 1), replace(frame, offset=-1),
         replace(frame, step="99999999999"), replace(frame, step="01"), replace(frame, step="../1"),
-        replace(frame, data=bytes(limits.FRAME_BYTES_MAX + 1)),
+        replace(frame, data=bytes(limits.FRAME_BYTES_MAX + 1)), replace(frame, step="1" * 5_000),
+        replace(frame, stream=True), replace(frame, stream=1.0), replace(frame, at=True),  # type: ignore[arg-type]
     ]  # fmt: skip
     return [
         *(wire.Report(number=1, events=(event,)) for event in events),

@@ -16,7 +16,7 @@ from pistage.master.blocks import pack as pack_block
 from pistage.master.directories import sync_directory
 from pistage.master.records import RECORD_BYTES, Kind, Record, StreamKey
 from pistage.master.sealed import SealedFile, unseal
-from pistage.wire import Extent, GapReason
+from pistage.wire import Extent
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Stream:
 
     end: int = 0  # of what was printed
     kept: int = 0  # bytes in the file
-    tail: int | None = None  # bytes behind the gap that a limit has made
+    tail: int | None = None  # bytes behind the newest gap that a limit has made
     last_gap: tuple[Kind, int] | None = None  # kind and end of the newest gap
 
     @property
@@ -41,7 +41,7 @@ class Stream:
         self.kept += record.kept
         if record.gap is not None:
             self.last_gap = (record.kind, self.end)
-            if record.gap is GapReason.LIMIT and record.length:
+            if record.makes_room:
                 self.tail = 0
         elif self.tail is not None:
             self.tail += record.length
@@ -60,6 +60,8 @@ class Run:
     streams: dict[StreamKey, Stream] = field(default_factory=dict)
     steps: Counter[tuple[str, str]] = field(default_factory=Counter)  # attempt, step -> bytes kept
     total: int = 0
+    gaps: int = 0
+    tails: int = 0  # of the gaps, those that made room for one
     count: int = 0  # records, the unwritten ones with them
     term: int = 0  # of the last
     unwritten: list[Record] = field(default_factory=list)
@@ -88,6 +90,8 @@ class Run:
             self.streams[record.key].add(record)
             self.steps[record.attempt_id, record.step] += record.kept
             self.total += record.kept
+            self.gaps += record.gap is not None
+            self.tails += record.makes_room
         self.count += 1
         self.term = record.term
         self.block.add(record)
@@ -122,9 +126,10 @@ def recovered(directory: Path) -> Run:
         return recovered(directory)
     for path in directory.glob("*/*"):
         step, _, stream = path.name.partition(".")
-        kept = run.stream((path.parent.name, step, int(stream))).kept
-        if path.stat().st_size > kept:
-            os.truncate(path, kept)
+        if stream in {"1", "2"}:  # what somebody else has put there is none of ours
+            kept = run.stream((path.parent.name, step, int(stream))).kept
+            if path.stat().st_size > kept:
+                os.truncate(path, kept)
     _mend_blocks(directory / "blocks", b"".join(run.new_blocks))
     run.new_blocks.clear()
     return run

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _RUNS_OPEN = 512  # lengths held in memory; of another run they are read from its index
 _FILES_OPEN = 256
+_GAPS_MAX = 65_536  # of a run: two for each stream that it can have, and some more; an agent could make them for ever
+_TAILS_MIN = 64
 T = TypeVar("T")
 
 
@@ -70,6 +72,8 @@ class LogWriter:
     def __init__(self, directory: Path, bounds: Bounds) -> None:
         self._directory = directory
         self._bounds = bounds
+        # A run's tails together are no more than what is kept of it at all.
+        self._tails_max = max(_TAILS_MIN, bounds.run_bytes_max // limits.LOG_TAIL_BYTES_MAX)
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._files: OrderedDict[Path, int] = OrderedDict()
         self.term = promised_term(directory)  # nothing is taken from a leader of a lower one
@@ -124,12 +128,12 @@ class LogWriter:
         return Appended(stream.end, stream.missing, count=run.count)
 
     def _has_room(self, run: Run, stream: Stream, record: Record) -> bool:
-        """Whether a record may be taken: within the limits, or the tail behind one; gaps, which are small, for longer.
+        """Whether a record may be taken: within the limits, or the tail behind one, or a gap.
 
-        Nobody sends many gaps but who means harm.
+        Where no gap is taken any more, the agent gives up, and all that comes of the stream is missing.
         """
         if record.gap is not None:
-            return run.count * RECORD_BYTES <= 2 * self._bounds.run_bytes_max
+            return run.gaps < _GAPS_MAX and not (record.makes_room and run.tails >= self._tails_max)
         if stream.tail is not None:
             return stream.tail + record.length <= limits.LOG_TAIL_BYTES_MAX
         of_step = run.steps[record.attempt_id, record.step] + record.length
@@ -383,7 +387,7 @@ def _fitted(placed: Placed, stream: Stream) -> tuple[bytes, Record | None]:
         case LogGap():
             data, lines = b"", 0
             kind, length = index_of.kind_of(frame.reason), max(0, frame.length - known)
-            is_repeat = not length and (frame.length > 0 or stream.last_gap == (kind, stream.end))
+            is_repeat = not length and (known > 0 or stream.last_gap == (kind, stream.end))
     if is_repeat:
         return b"", None
     return data, Record(

@@ -82,6 +82,11 @@ class Record:
         return _GAPS.get(self.kind)
 
     @property
+    def makes_room(self) -> bool:
+        """Whether it is the gap behind which a tail is kept, whatever the limit."""
+        return self.kind is Kind.GAP_LIMIT and self.length > 0
+
+    @property
     def kept(self) -> int:
         """How many of its bytes there are."""
         return self.length if self.kind is Kind.OUTPUT else 0
@@ -287,7 +292,7 @@ def read_piece(directory: Path, start: int, end: int, bytes_max: int) -> tuple[b
     """
     index = directory / "index"
     before = read_raw(index, start - 1, 1) if start else b""
-    raw = read_raw(index, start, min(end - start, bytes_max // RECORD_BYTES, _RECORDS_AT_ONCE))
+    raw = read_raw(index, start, min(end - start, max(1, bytes_max // RECORD_BYTES), _RECORDS_AT_ONCE))
     stubs: dict[str, bytes] = {}
     taken: list[Record] = []
     size = 0

@@ -75,6 +75,22 @@ async def test_a_repeat_is_trimmed_and_a_gap_is_refused(tmp_path: Path) -> None:
         assert await store.read(RUN, (ATTEMPT, "1", 1), 0, 100) == b"hello world"
 
 
+async def test_what_somebody_has_put_beside_the_output_stops_no_master(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        await put(store, a_frame(b"hello"))
+    (tmp_path / RUN / ATTEMPT / "1.1.bak").write_bytes(b"hello")
+    async with a_store(tmp_path) as store:
+        assert await put(store, a_frame(b" world", 5)) == Appended(11)
+    assert (tmp_path / RUN / ATTEMPT / "1.1.bak").read_bytes() == b"hello"
+
+
+async def test_a_piece_is_a_record_at_least(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        for offset in range(2):
+            await put(store, a_frame(b"x", offset))
+        assert len((await store.piece(RUN, 0, 2, 1)).records) == RECORD_BYTES
+
+
 async def test_streams_steps_and_attempts_are_kept_apart(tmp_path: Path) -> None:
     other = wire.new_id()
     async with a_store(tmp_path) as store:
@@ -157,6 +173,31 @@ async def test_a_tail_is_no_way_around_the_limit(tmp_path: Path) -> None:
         assert (await put(store, a_frame(b"x", 5 + 4 * size))).is_full
 
 
+async def test_more_gaps_make_no_room_for_more_than_a_run_may_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pistage.master.logwriter._TAILS_MIN", 2)
+    monkeypatch.setattr("pistage.master.logwriter._GAPS_MAX", 5)
+
+    async def fill(store: LogStore, at: int) -> int:
+        while not (answer := await put(store, a_frame(b"x" * limits.FRAME_BYTES_MAX, at))).is_full:
+            at = answer.length
+        return at
+
+    async with a_store(tmp_path, run_bytes_max=10) as store:
+        at = 0
+        for _ in range(2):
+            at = await fill(store, (await put(store, a_gap(at, 1))).length)
+        assert at == 2 * (1 + limits.LOG_TAIL_BYTES_MAX)
+        assert await put(store, a_gap(at, 1)) == Appended(at, missing=2, is_full=True)
+    async with a_store(tmp_path, run_bytes_max=10) as store:
+        assert await put(store, a_gap(at, 1)) == Appended(at, missing=2, is_full=True)
+        for length in (1, 1, 1):
+            at = (await put(store, a_gap(at, length, GapReason.LOST))).length
+        assert (await put(store, a_gap(at, 1, GapReason.LOST))).is_full
+        assert len(await store.records(RUN, 0, 99)) == 5 + 2 * limits.LOG_TAIL_BYTES_MAX // limits.FRAME_BYTES_MAX
+
+
 async def test_the_index_counts_toward_the_limit_of_a_run(tmp_path: Path) -> None:
     async with a_store(tmp_path, run_bytes_max=640) as store:
         answers = [await put(store, a_frame(b"x", min(at, 10))) for at in range(12)]
@@ -175,6 +216,8 @@ async def test_a_gap_that_is_sent_again_is_recorded_once(tmp_path: Path) -> None
         assert [one.length for one in await store.records(RUN, 0, 99)] == [5, 0, 7, 2]
         assert await put(store, a_frame(b"gone and there", 2)) == Appended(16, missing=9)
         assert await store.read(RUN, (ATTEMPT, "1", 1), 0, 99) == b"hellore"
+        assert await put(store, a_gap(5, 0, GapReason.ENGINE)) == Appended(16, missing=9)
+        assert len(await store.records(RUN, 0, 99)) == 5
 
 
 async def test_blocks_say_what_the_records_hold_whatever_became_of_their_file(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ class Printer:
                 whole = lines.feed(item.data)
             case Line():
                 text = _in_one(item.text) if self._is_search else item.text
-                whole = lines.feed_text(text if item.is_cut or item.is_open else f"{text}\n")
+                # What is open goes on behind a break. What was found may have been broken off, and no gap says so.
+                is_whole = not item.is_cut and (self._is_search or not item.is_open)
+                whole = lines.feed_text(f"{text}\n" if is_whole else text)
             case Gap():  # what was before it goes on behind it no more
                 whole = iter([*lines.end(), sentence(item)])
             case _:

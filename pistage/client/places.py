@@ -53,7 +53,8 @@ class LinePlace:
 
     Lines that `come_again` are told from new ones by their numbers, which grow in each stream: so it is with the
     order of time, and with many runs. A line that is open has no number that lasts; what is new of it is told by what
-    was had of its stream since the last line that ended. A gap breaks a line off: what is behind it is another.
+    was had of its stream since the last line that ended. A gap breaks a line off: what is behind it is another. Among
+    matches gaps are not told; there what is open, and not at the end of an answer, was broken off.
     """
 
     def __init__(self, offset: int = 0, limit: int | None = None, *, come_again: bool = False) -> None:
@@ -65,6 +66,7 @@ class LinePlace:
         self._had: dict[object, _Had] = {}  # of each stream, since then
         self._come: dict[object, int] = {}  # of that, how many characters this connection has brought
         self._gaps: set[object] = set()
+        self._opened: set[object] = set()  # streams whose open line this connection has brought last
         self._broken_off: set[object] = set()  # streams with a gap since any line ended
 
     @property
@@ -80,6 +82,7 @@ class LinePlace:
     def begin(self) -> None:
         """A connection begins: a line that came in part comes from its beginning."""
         self._come.clear()
+        self._opened.clear()
 
     def fresh(self, line: Mapping[str, Any]) -> dict[str, Any] | None:
         """What is new of a line or a gap; None where nothing is."""
@@ -91,12 +94,18 @@ class LinePlace:
             return None
         if self._next < 0 and not self._comes_again:
             self._next = number  # what was "the last ten" when it was asked for is these from now on
+        if not line.get("is_open"):
+            for other in self._opened:
+                self._break_off(other)
+            self._opened.clear()
         had = self._had.setdefault(origin, _Had())
         start = self._come.get(origin, 0)
         new = max(0, start + len(text) - had.all)
         self._come[origin] = start + len(text)
         had.all += new
         had.behind_gap += new
+        if line.get("is_open") and start + len(text) == had.all:
+            self._opened.add(origin)
         if not line.get("is_open") and not line.get("is_cut"):
             self._end(origin, number)
         elif not new:
@@ -108,11 +117,16 @@ class LinePlace:
         if name in self._gaps:
             return None
         self._gaps.add(name)
+        self._opened.discard(origin)
+        self._break_off(origin)
+        return dict(gap)
+
+    def _break_off(self, origin: object) -> None:
+        """What was open is a line of its own, and all of it was told."""
         self._broken_off.add(origin)
         had = self._had.setdefault(origin, _Had())
         self._told_open += had.behind_gap > 0 and not self._comes_again
         had.behind_gap = 0
-        return dict(gap)
 
     def _end(self, origin: object, number: int) -> None:
         self._ended[origin] = number

@@ -98,7 +98,7 @@ class Printed:
         if "grep" in query:
             text = query["grep"] if "regex" in query else re.escape(query["grep"])
             pattern = re.compile(text.encode(), re.IGNORECASE if "ignore_case" in query else 0)
-            every = [one for one in every if one["kind"] == "gap" or pattern.search(one["data"])]
+            every = [one for one in every if one["kind"] == "line" and pattern.search(one["data"])]
         limit = int(query.get("limit", 1 << 60))
         told: list[dict[str, Any]] = []
         for one in every:

@@ -116,9 +116,11 @@ def test_a_gap_stands_in_brackets_where_it_is(
         Piece("a", "1", "stdout", b"il\n"),
     ]
     lines = ["b/two | other", "a/one | hea", "a/one | [7 bytes are not kept]", "a/one | il"]
-    for argv in ([], ["-f"]):
+    for argv in ([], ["-f"], ["--limit", "9"]):
         assert shown("logs", "demo#1", *argv) == 0
         assert capsys.readouterr().out.splitlines() == lines
+    assert shown("logs", "demo#1", "--grep", "hea|il", "-E") == 0  # each a line of its own, also where nothing says why
+    assert capsys.readouterr().out.splitlines() == ["a/one | hea", "a/one | il"]
 
 
 def test_what_several_steps_printed_is_read_by_its_time_unless_it_is_followed(

@@ -45,11 +45,15 @@ class Archive:
             ) from None
 
     def put(self, name: str, path: Path) -> None:
-        """Store the file as an object; what had the name before is replaced. It is there, whole, on return."""
+        """Store the file as an object; what had the name before is replaced. It is there, whole, on return.
+
+        FileNotFoundError where there is no file.
+        """
+        size = path.stat().st_size
         with self._told(f"{name} could not be stored"):
             self._obstore.put(self._store, name, path)
             stored = self._obstore.head(self._store, name)["size"]
-        if stored != path.stat().st_size:
+        if stored != size:
             raise PistageError(Code.UNAVAILABLE, f"the archive {self.url} holds {stored:,} bytes of {name}")
 
     def size(self, name: str) -> int | None:

@@ -18,7 +18,7 @@ from typing import Final
 from pistage import wire
 from pistage.core.commands_of_output import ArchiveOutput, ForgetArchive
 from pistage.core.retention import DROPS_MAX
-from pistage.errors import PistageError
+from pistage.errors import Code, PistageError
 from pistage.master import reads
 from pistage.master.archive import Archive, archive_at
 from pistage.master.logs import LogStore
@@ -74,15 +74,16 @@ class Archiving:
         """Store what is sealed and delete what is dropped, until cancelled."""
         while True:
             news = self._news
-            try:
-                await self._delete_dropped()
-                if self._url:
-                    await self._store_sealed()
-                self.trouble = ""
-            except PistageError as refusal:
-                if str(refusal) != self.trouble:
-                    log.warning("archive: %s", refusal)
-                self.trouble = str(refusal)
+            troubles: list[str] = []
+            for work in (self._delete_dropped, self._store_sealed):  # what one is up against is nothing to the other
+                try:
+                    await work()
+                except PistageError as refusal:
+                    troubles.append(str(refusal))
+            trouble = "; ".join(dict.fromkeys(troubles))
+            if trouble not in {"", self.trouble}:
+                log.warning("archive: %s", trouble)
+            self.trouble = trouble
             await _until(news)
 
     async def _ended_runs(self) -> AsyncIterator[list[Ended]]:
@@ -95,12 +96,14 @@ class Archiving:
     # --- on the leader -------------------------------------------------------------------------------------------
 
     async def _store_sealed(self) -> None:
+        if not self._url:
+            return
         async with self._replica.reader.single() as snapshot:
             cluster_id = await reads.cluster_id(snapshot)
         stored: list[str] = []
         async for runs in self._ended_runs():
             for run in runs:
-                if not run.url and await asyncio.to_thread(self._store, f"{cluster_id}/{run.run_id}", run.run_id):
+                if not run.url and await self._store(f"{cluster_id}/{run.run_id}", run.run_id):
                     stored.append(run.run_id)
                 if len(stored) == DROPS_MAX:
                     await self._say(stored)
@@ -112,28 +115,39 @@ class Archiving:
             log.info("output of %d runs is in the archive", len(stored))
             stored.clear()
 
-    def _store(self, name: str, run_id: str) -> bool:
-        """Store a run whose attempts are all sealed; whether it was."""
-        directory = self._directory / run_id
-        attempts = list(directory.glob("*.sealed"))
-        if not attempts or any(path.is_dir() for path in directory.iterdir()):
+    async def _store(self, name: str, run_id: str) -> bool:
+        """Store a run whose attempts are all here, and sealed; whether it was."""
+        paths = await asyncio.to_thread(_files_of, self._directory / run_id)
+        if not paths:
             return False
-        archive = archive_at(self._url)
-        for path in [*attempts, directory / "index"]:
-            archive.put(f"{name}/{path.name}", path)
-        return True
+        async with self._replica.reader.single() as snapshot:
+            printed = {row["id"] for row in await snapshot.rows(_PRINTED, (run_id,))}
+        # A leader that is new may not have been sent all of it yet.
+        return printed <= {path.stem for path in paths} and await asyncio.to_thread(_put, self._url, name, paths)
 
     async def _delete_dropped(self) -> None:
+        last = ""
+        away: dict[str, PistageError] = {}  # archives that do not answer, by URL: there may be others
         while True:
             async with self._replica.reader.single() as snapshot:
                 cluster_id = await reads.cluster_id(snapshot)
-                dropped = await snapshot.rows(_DROPPED, (DROPS_MAX,))
+                dropped = await snapshot.rows(_DROPPED, (last, DROPS_MAX))
             if not dropped:
-                return
+                break
+            gone: list[str] = []
             for row in dropped:
-                await asyncio.to_thread(_delete, row["url"], f"{cluster_id}/{row['run_id']}")
-            gone = tuple(row["run_id"] for row in dropped)
-            await self._replica.propose(ForgetArchive(at=wire.now_ms(), run_ids=gone))
+                if row["url"] not in away:
+                    try:
+                        await asyncio.to_thread(_delete, row["url"], f"{cluster_id}/{row['run_id']}")
+                    except PistageError as refusal:
+                        away[row["url"]] = refusal
+                    else:
+                        gone.append(row["run_id"])
+            if gone:
+                await self._replica.propose(ForgetArchive(at=wire.now_ms(), run_ids=tuple(gone)))
+            last = dropped[-1]["run_id"]
+        for refusal in away.values():
+            raise refusal
 
     # --- on every master -----------------------------------------------------------------------------------------
 
@@ -142,10 +156,16 @@ class Archiving:
             return await snapshot.value("SELECT 1 FROM archived LIMIT 1") is not None
 
     async def _replace_old_ones(self) -> None:
+        away: set[str] = set()
         async for runs in self._ended_runs():
             for run in runs:
-                if run.url and run.finished_at + self._after_ms <= self._replica.now_ms():
-                    await self._replace(run)
+                if run.url and run.url not in away and run.finished_at + self._after_ms <= self._replica.now_ms():
+                    try:
+                        await self._replace(run)
+                    except PistageError as refusal:
+                        log.warning("run=%s its archived output stays here for now: %s", run.run_id, refusal)
+                        if refusal.code is not Code.STORAGE:  # damage is that of one file
+                            away.add(run.url)
 
     async def _replace(self, run: Ended) -> None:
         async with self._replica.reader.single() as snapshot:
@@ -159,6 +179,31 @@ class Archiving:
                 return
             if stub and await self._logs.archive(run.run_id, path.stem, stub):
                 log.info("attempt=%s its output is read from the archive from now on", path.stem)
+
+
+def _files_of(directory: Path) -> list[Path]:
+    """What there is to store of a run: none while not all of it is sealed."""
+    try:
+        if any(path.is_dir() for path in directory.iterdir()):
+            return []
+    except FileNotFoundError:  # it was removed meanwhile
+        return []
+    attempts = sorted(directory.glob("*.sealed"))
+    return [*attempts, directory / "index"] if attempts else []
+
+
+def _put(url: str, name: str, paths: Sequence[Path]) -> bool:
+    """Store these files of a run; not if one of them is gone: it was made plain, or dropped with the run."""
+    archive = archive_at(url)
+    try:
+        for path in paths:
+            archive.put(f"{name}/{path.name}", path)
+    except (FileNotFoundError, PistageError):
+        if paths[0].parent.exists() and all(path.exists() for path in paths):
+            raise
+        archive.delete_below(name)
+        return False
+    return True
 
 
 def _delete(url: str, name: str) -> None:
@@ -184,9 +229,15 @@ SELECT run.id, run.finished_at, COALESCE(archived.url, '') AS url
 FROM json_each(?) AS asked JOIN run ON run.id = asked.value LEFT JOIN archived ON archived.run_id = run.id
 WHERE run.finished_at IS NOT NULL AND run.output_dropped_at IS NULL ORDER BY run.id
 """
+# Attempts of which there is output, by what their agents have reported.
+_PRINTED: Final = """
+SELECT DISTINCT attempt.id FROM attempt JOIN step ON step.attempt_id = attempt.id
+WHERE attempt.run_id = ? AND (
+  step.stdout_bytes > COALESCE(step.stdout_missing, 0) OR step.stderr_bytes > COALESCE(step.stderr_missing, 0))
+"""
 _DROPPED: Final = """
 SELECT archived.run_id, archived.url FROM archived LEFT JOIN run ON run.id = archived.run_id
-WHERE run.id IS NULL OR run.output_dropped_at IS NOT NULL ORDER BY archived.run_id LIMIT ?
+WHERE (run.id IS NULL OR run.output_dropped_at IS NOT NULL) AND archived.run_id > ? ORDER BY archived.run_id LIMIT ?
 """
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from pistage import wire
-from pistage.errors import PistageError
+from pistage.errors import Code, PistageError
 from pistage.master import records
 from pistage.master.archive import Archive
 from pistage.master.records import RECORD_BYTES
@@ -110,7 +112,7 @@ async def test_a_file_that_the_archive_has_otherwise_is_not_given_up_but_one_wit
 async def test_a_master_that_comes_later_gets_stubs_not_the_bytes(tmp_path: Path, url: str) -> None:
     async with a_master(tmp_path / "m1", archive=url, archive_after="1ms") as api, an_agent(api) as (agent, _):
         run = await a_run(api, agent)
-        await until(lambda: ".stub" in files_of(tmp_path / "m1", run))
+        await until(lambda: files_of(tmp_path / "m1", run) == {"index", ".stub"})
         logs = api.master.context.logs  # type: ignore[attr-defined]
         piece = await logs.piece(run["id"], 0, 1_000, 1 << 22)
         fetched = await logs.fetch(run["id"], 0, b"", 1 << 22)
@@ -145,3 +147,76 @@ async def test_an_archive_that_is_away_is_said_and_what_is_there_is_stored_later
         await until(lambda: stored(tmp_path) == [".sealed", "index"])
         assert await read(api, run) == LINES
         await until(lambda: not archiving.trouble)
+
+
+async def test_a_run_that_is_dropped_while_it_is_stored_is_left_nowhere(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, puts = Archive.put, 0
+
+    def slow_put(self: Archive, name: str, path: Path) -> None:
+        nonlocal puts
+        put(self, name, path)
+        shutil.rmtree(path.parent)
+        puts += 1
+
+    monkeypatch.setattr(Archive, "put", slow_put)
+    async with a_master(tmp_path / "m1", archive=url) as api, an_agent(api) as (agent, _):
+        run = await a_run(api, agent)
+        await until(lambda: puts == 1 and stored(tmp_path) == [])
+        assert (await api.run(run["id"]))["state"] == "succeeded"
+        assert not api.master.context.archiving.trouble  # type: ignore[attr-defined]
+
+
+async def test_a_run_of_which_this_master_lacks_an_attempt_is_not_stored(tmp_path: Path, url: str) -> None:
+    data_dir = tmp_path / "m1"
+    async with a_master(data_dir) as api, an_agent(api) as (agent, _):
+        run = await a_run(api, agent)
+        await until(lambda: files_of(data_dir, run) == {"index", ".sealed"})
+    [path] = (data_dir / "logs" / run["id"]).glob("*.sealed")
+    other = path.rename(path.with_name(f"{wire.new_id()}.sealed"))
+    async with a_master(data_dir, archive=url) as api, an_agent(api) as (agent, _):
+        await a_run(api, agent)
+        await until(lambda: stored(tmp_path) == [".sealed", "index"])
+        other.rename(path)
+        await until(lambda: stored(tmp_path) == [".sealed", ".sealed", "index", "index"])
+
+
+async def test_an_archive_of_before_that_is_away_does_not_keep_output_from_the_one_of_now(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = tmp_path / "m1"
+    delete_below = Archive.delete_below
+
+    def away(self: Archive, name: str) -> int:
+        if self.url == url:
+            raise PistageError(Code.UNAVAILABLE, "it does not answer")
+        return delete_below(self, name)
+
+    monkeypatch.setattr(Archive, "delete_below", away)
+    async with a_master(data_dir, archive=url) as api, an_agent(api) as (agent, _):
+        await a_run(api, agent)
+        await until(lambda: stored(tmp_path) == [".sealed", "index"])
+    (tmp_path / "other").mkdir()
+    async with a_master(data_dir, archive=f"file://{tmp_path}/other") as api, an_agent(api) as (agent, _):
+        archiving = api.master.context.archiving  # type: ignore[attr-defined]
+        runs = [await a_run(api, agent) for _ in range(2)]
+        await until(lambda: len(list((tmp_path / "other").glob("*/*/index"))) == 2)
+        await keep(api, runs_max=1, age_s=None)
+        await until(lambda: "does not answer" in archiving.trouble)
+        runs.append(await a_run(api, agent))
+        there = {runs[1]["id"], runs[2]["id"]}  # what was dropped went, and what is new comes
+        await until(lambda: {path.parent.name for path in (tmp_path / "other").glob("*/*/index")} == there)
+
+
+async def test_one_damaged_file_does_not_keep_the_others_from_making_room(tmp_path: Path, url: str) -> None:
+    data_dir = tmp_path / "m1"
+    async with a_master(data_dir, archive=url) as api, an_agent(api) as (agent, _):
+        runs = [await a_run(api, agent) for _ in range(3)]
+        await until(lambda: stored(tmp_path) == [".sealed"] * 3 + ["index"] * 3)
+    damaged = next(run_id for run_id in os.listdir(data_dir / "logs") if run_id != "term")  # noqa: PTH208 - the first one that it meets
+    [path] = (data_dir / "logs" / damaged).glob("*.sealed")
+    path.write_bytes(path.read_bytes()[:-5])
+    async with a_master(data_dir, archive=url, archive_after="1ms"):
+        rest = [run for run in runs if run["id"] != damaged]
+        await until(lambda: all(files_of(data_dir, run) == {"index", ".stub"} for run in rest))

@@ -63,7 +63,7 @@ class Text:
         return self.directory / "rest"
 
     def make(self) -> None:
-        """Write it: lines as a service prints them, of which zstd and zlib make about a third."""
+        """Write it: lines as a service prints them, of which compression leaves about a fifth."""
         self.directory.mkdir(parents=True, exist_ok=True)
         chance = random.Random(5)
         with self.first.open("wb") as first, self.rest.open("wb") as rest:
@@ -163,6 +163,12 @@ class Cluster:
     @property
     def url(self) -> str:
         return self.masters.urls[self.leader]
+
+    async def find_leader(self) -> None:
+        """See who leads now, and say so if it is another one than before."""
+        before, self.leader = self.leader, await self.masters.leader()
+        if self.leader != before:
+            print("    another master leads now", flush=True)
 
     @property
     def pids(self) -> dict[str, int]:

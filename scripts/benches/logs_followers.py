@@ -29,11 +29,14 @@ _CONNECT_S, _SAY_S, _RUN_S = 120.0, 60.0, 900.0
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Seconds from the gate to the end of the run; KiB resident of the three masters before it, and at most in it."""
+    """Seconds from the gate to the end of the run; KiB resident of the leader, and of the three masters.
+
+    First before anybody followed, then when all were connected, then at most.
+    """
 
     seconds: float
-    before_kib: int
-    most_kib: int
+    leader_kib: tuple[int, int, int]
+    masters_kib: tuple[int, int, int]
 
 
 async def followers(directory: Path, text: Text, options: Options) -> None:
@@ -43,7 +46,7 @@ async def followers(directory: Path, text: Text, options: Options) -> None:
         f"{_STEADY_LINES:,} lines, {_STEADY_PER_S}/s": _steady,
         f"{_FULL_BYTES / 1e6:,.0f} MB at full speed": lambda cluster, gate: printing(cluster.inside, gate, what=full),
     }
-    print(f"{options.followers:,} SSE followers, in a process of nice 19, beside none", flush=True)
+    print(f"{options.followers:,} SSE followers, in a process of nice 10, beside none", flush=True)
     async with a_cluster(directory, "host", text) as cluster:
         for number, (kind, script) in enumerate(kinds.items()):
             rounds: dict[int, list[Round]] = defaultdict(list)
@@ -67,10 +70,13 @@ def _steady(cluster: Cluster, gate: Gate) -> str:
 
 
 async def _round(cluster: Cluster, gate: Gate, script: str, count: int) -> Round:
-    before_kib = sum(cluster.resident_kib().values())
+    await cluster.find_leader()
+    resident = []
     run_id = await cluster.submit(script)
     await cluster.has_printed(run_id, FIRST_LINES * 100)
+    resident.append(cluster.resident_kib())
     async with _following(cluster, run_id, count) as reading:
+        resident.append(cluster.resident_kib())
         cluster.forget_peaks()
         meter = CpuMeter(cluster.pids | ({"clients": reading.pid} if reading else {}))
         opened = time.time()
@@ -78,12 +84,14 @@ async def _round(cluster: Cluster, gate: Gate, script: str, count: int) -> Round
         run = await cluster.ended(run_id, _RUN_S)
         seconds = datetime.fromisoformat(run["finished_at"]).timestamp() - opened
         used = meter.used()
-        most_kib = sum(cluster.resident_kib(peak=True).values())
+        resident.append(cluster.resident_kib(peak=True))
         said = await _say(reading) if reading else None
     print(f"    {count:5,} followers: {seconds:6.2f} s; CPU s: {used}", flush=True)
     if said:
         print(f"      at its end they had {_position(said)}", flush=True)
-    return Round(seconds, before_kib, most_kib)
+    before, idle, most = resident
+    leader = cluster.masters.pid(cluster.leader)
+    return Round(seconds, (before[leader], idle[leader], most[leader]), (*(sum(found.values()) for found in resident),))
 
 
 def _position(said: dict[str, Any]) -> str:
@@ -95,8 +103,10 @@ def _print(kind: str, without: list[Round], followed: list[Round], count: int) -
     ratios = [b.seconds / a.seconds for a, b in zip(without, followed, strict=True)]
     alone, along = ([one.seconds for one in rounds] for rounds in (without, followed))
     print(f"  {kind}: alone {spread(alone, 2)} s, followed {spread(along, 2)} s, ratio {spread(ratios, 2)} (≤ 1.10)")
-    costs = [(b.most_kib - a.most_kib) / count for a, b in zip(without, followed, strict=True)]
-    print(f"  memory of the three masters, at most, {spread(costs, 1)} KiB a follower (target ≤ 64)", flush=True)
+    for who, kib in (("the leader", lambda one: one.leader_kib), ("all three", lambda one: one.masters_kib)):
+        idle = [(kib(one)[1] - kib(one)[0]) / count for one in followed]
+        most = [(kib(b)[2] - kib(a)[2]) / count for a, b in zip(without, followed, strict=True)]
+        print(f"  a follower costs {who} {spread(most, 1)} KiB, connected {spread(idle, 1)} (target ≤ 64)", flush=True)
 
 
 @asynccontextmanager
@@ -108,7 +118,7 @@ async def _following(cluster: Cluster, run_id: str, count: int) -> AsyncIterator
     program = str(Path(__file__).parent / "log_followers.py")
     path = f"/api/v1/runs/{run_id}/logs?follow=1"
     process = await asyncio.create_subprocess_exec(
-        *("nice", "-n", "19", sys.executable, program, str(count), path, *cluster.masters.urls),
+        *("nice", "-n", "10", sys.executable, program, str(count), path, *cluster.masters.urls),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PISTAGE_TOKEN": TOKEN}, limit=1 << 24,
     )  # fmt: skip
     assert process.stdout is not None

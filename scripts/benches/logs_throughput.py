@@ -61,6 +61,7 @@ async def ours(
     cluster: Cluster, scripts: list[str], gate: Gate, length: int, *, asks_leader: bool = True
 ) -> tuple[float, str]:
     """MB/s from the gate to the last byte that `pistage logs -f` writes, and the CPU that it took."""
+    await cluster.find_leader()
     run_id = await cluster.submit(*scripts)
     client = cluster.follow(run_id, subprocess.DEVNULL, asks_leader=asks_leader)
     try:

@@ -14,6 +14,7 @@ import click
 
 from pistage.cli import groups, options
 from pistage.cli.memory import keep_freed_memory
+from pistage.cli.openfiles import allow_many_open_files
 from pistage.config import (
     AgentConfig,
     MasterConfig,
@@ -50,6 +51,7 @@ def serve_verb(role: str, config_file: Path | None, flags: Mapping[str, object],
             )
     known = {key: value for key, value in flags.items() if key in section.model_fields}
     if role == "master":
+        allow_many_open_files()
         asyncio.run(serve_master(load(MasterConfig, flags=known, file=config_file).settings))
     else:
         asyncio.run(serve_agent(load(AgentConfig, flags=known, file=config_file).settings))

@@ -9,12 +9,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from tests.chaos import output
 from tests.chaos.faults import Scene
 from tests.chaos.group import Shape
 from tests.chaos.output import Harm
 from tests.e2e.test_engine_killed import OwnEngine
+
+_AWAY_S: Final = 0.5
+_BACK_S: Final = 1.0
 
 
 class LiveEngine(OwnEngine):
@@ -33,9 +37,12 @@ class LiveEngine(OwnEngine):
         """What dockerd had read and not yet written is lost with it; so there may be gaps."""
 
         async def away(number: signal.Signals, seconds: float) -> None:
-            await asyncio.to_thread(self._end, number)
-            await asyncio.sleep(seconds)
-            await self.again()
+            """Again and again: what a single absence costs depends on what dockerd was at."""
+            for _ in range(max(1, round(seconds / (_AWAY_S + _BACK_S)))):
+                await asyncio.to_thread(self._end, number)
+                await asyncio.sleep(_AWAY_S)
+                await self.again()
+                await asyncio.sleep(_BACK_S)
 
         async def restart(scene: Scene, seconds: float) -> None:
             await away(signal.SIGTERM, seconds)
@@ -44,8 +51,8 @@ class LiveEngine(OwnEngine):
             await away(signal.SIGKILL, seconds)
 
         return (
-            Harm("the engine is restarted", restart, 5.0, costs="engine"),
-            Harm("the engine is killed -9", kill, 5.0, costs="engine"),
+            Harm("the engine is restarted", restart, 6.0, costs="engine"),
+            Harm("the engine is killed -9", kill, 6.0, costs="engine"),
         )
 
 

@@ -297,11 +297,3 @@ async def _wrong_with(group: Group, run: dict[str, Any], program: Program, costs
     for url in group.urls.values():
         wrong += await wrong_when_read(group.http, url, run, program, stale="1")  # of its own copy
     return wrong + await asyncio.to_thread(wrong_in_files, directories, run, program)
-
-
-# --- all of them -----------------------------------------------------------------------------------------------------
-
-
-async def measure(scene: Scene, harms: Sequence[Harm], rounds: int) -> list[str]:
-    """Every harm in full, so many times over; the table."""
-    return [told(await trial(scene, harm, harm.seconds)) for _ in range(rounds) for harm in harms]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from tests.chaos import cutting, disks, measures, members, starts
+from tests.chaos import cutting, disks, measures, members, output_session, starts
 from tests.chaos.faults import BASIC, NEEDS_NETWORK, Fault, Scene, upgrade
 from tests.chaos.group import Shape, a_group
 from tests.chaos.network import namespaces
@@ -24,7 +24,8 @@ _SMALL_DISK_MB: Final = 96
 class Preset:
     """`faults` by name; `script` with the rest; `beside` in place of the faults; `measure` in place of all that.
 
-    What measures is given the scene and how many trials there are to be, `trials` unless a count is asked for.
+    What measures is given the scene and how many trials there are to be, `trials` unless a count is asked for. A
+    `session` is given the seed and that number, and makes what it needs by itself.
     """
 
     about: str
@@ -33,6 +34,7 @@ class Preset:
     script: Script = field(default_factory=lambda: Script(seed=0))
     beside: Callable[[], Beside] | None = None
     measure: Callable[[Scene, int], Awaitable[list[str]]] | None = None
+    session: Callable[[Path, Timeline, int, int], Awaitable[tuple[list[str], list[str]]]] | None = None
     trials: int = 30
     cuts_agents: bool = False
 
@@ -102,6 +104,11 @@ PRESETS: Final[Mapping[str, Preset]] = {
         shape=starts.SHAPE,
         measure=starts.measure,
     ),
+    "output": Preset(
+        about="steps print while agent, engine, masters, a disk and links fail: each byte once, on every master",
+        session=output_session.session,
+        trials=1,
+    ),
     "all": Preset(
         about="everything at once, of two kinds at a time",
         faults=tuple(sorted(FAULTS)),
@@ -112,6 +119,11 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 async def run(preset: Preset, directory: Path, timeline: Timeline) -> tuple[list[str], list[str]]:
     """What is to be printed, and the violations."""
+    if preset.session is not None:
+        lines, problems = await preset.session(
+            directory, timeline, preset.script.seed, preset.script.count or preset.trials
+        )
+        return _with_outcome(lines, problems)
     masters = [f"m{n}" for n in range(1, preset.shape.masters + 1)]
     with ExitStack() as stack:
         apart = [*masters, *(f"a{n}" for n in range(1, preset.shape.agents + 1))] if preset.cuts_agents else masters
@@ -132,7 +144,10 @@ async def run(preset: Preset, directory: Path, timeline: Timeline) -> tuple[list
 
 async def _measured(preset: Preset, scene: Scene) -> tuple[list[str], list[str]]:
     assert preset.measure is not None
-    lines = await preset.measure(scene, preset.script.count or preset.trials)
-    told = [f"VIOLATION     {one}" for one in scene.problems[:20]]
-    last = f"{len(scene.problems)} violations" if scene.problems else "all is well"
-    return [*lines, *told, last], scene.problems
+    return _with_outcome(await preset.measure(scene, preset.script.count or preset.trials), scene.problems)
+
+
+def _with_outcome(lines: list[str], problems: list[str]) -> tuple[list[str], list[str]]:
+    told = [f"VIOLATION     {one}" for one in problems[:20]]
+    last = f"{len(problems)} violations" if problems else "all is well"
+    return [*lines, *told, last], problems

@@ -9,7 +9,7 @@ from typing import Final
 
 from tests.chaos.faults import Scene, caught_up
 from tests.chaos.group import Group, Shape, until
-from tests.chaos.output import HOST, SHAPE, Harm, Work, ended, submit, trial
+from tests.chaos.output import HOST, SHAPE, Harm, Trial, Work, ended, submit, trial
 from tests.e2e import printing
 from tests.e2e.readback import wrong_where_lost
 
@@ -39,7 +39,7 @@ def _records(group: Group, name: str) -> int:
     return sum(path.stat().st_size for path in (group.data_dir(name) / "logs").glob("*/index"))
 
 
-async def while_printing(scene: Scene, replicas: int) -> None:
+async def while_printing(scene: Scene, replicas: int) -> Trial:
     """Copies are destroyed under steps that print; what was lost is a gap of so many bytes, for all to see."""
 
     async def do(scene: Scene, seconds: float) -> None:
@@ -50,6 +50,7 @@ async def while_printing(scene: Scene, replicas: int) -> None:
     found = await trial(scene, harm, harm.seconds, _WORKS)
     if not sum(gap.length for gap in found.gaps):
         scene.fail(f"{harm.about}: nothing was lost, so nothing is shown by this")
+    return found
 
 
 async def after_the_end(scene: Scene) -> None:

@@ -13,6 +13,7 @@ from pistage.errors import Code, PistageError
 from pistage.master import records as index_of
 from pistage.master.feeds import Courier
 from pistage.master.records import RECORD_BYTES
+from pistage.master.sealed import unseal
 from pistage.wire import Fetch, Fetched
 
 _FETCH_S = 15.0
@@ -51,6 +52,12 @@ class Mender:
 
         PistageError: it cannot be asked, has another index than this one, or less.
         """
+        try:
+            await self._fetch(node_id, run_id, attempt_id, into)
+        except OSError as error:  # whether the disk has failed is for those to find who need it
+            raise PistageError(Code.UNAVAILABLE, f"what it has could not be written: {error.strerror}") from None
+
+    async def _fetch(self, node_id: str, run_id: str, attempt_id: str, into: Path) -> None:
         index = self._directory / run_id / "index"
         await asyncio.to_thread(_made_empty, into)
         start, end = await asyncio.to_thread(_range_of, index, attempt_id)
@@ -61,6 +68,8 @@ class Mender:
             answer = await self._courier.ask(node_id, question, _FETCH_S)
             assert isinstance(answer, Fetched), "the answer to that question"
             start += await asyncio.to_thread(_kept, answer, index, start, attempt_id, into)
+            if stub := dict(answer.stubs).get(attempt_id):
+                return await asyncio.to_thread(_read_back, stub, into)
 
 
 def _made_empty(directory: Path) -> None:
@@ -79,10 +88,19 @@ def _kept(answer: Fetched, index: Path, start: int, attempt_id: str, into: Path)
     count = len(answer.records) // RECORD_BYTES
     if not answer.fit.is_taken or not count or index_of.read_raw(index, start, count) != answer.records:
         raise PistageError(Code.UNAVAILABLE, f"it has something else from record {start} on")
-    data, at = memoryview(answer.data), 0
-    for (of_attempt, step, stream), _, length in index_of.spans(index_of.unpack(answer.records)):
+    data, at, stubs = memoryview(answer.data), 0, dict(answer.stubs)
+    here = [record for record in index_of.unpack(answer.records) if record.attempt_id not in stubs]
+    for (of_attempt, step, stream), _, length in index_of.spans(here):
         if of_attempt == attempt_id:
             with (into / f"{step}.{stream}").open("ab") as file:
                 file.write(data[at : at + length])
         at += length
     return count
+
+
+def _read_back(stub: bytes, into: Path) -> None:
+    """Write what is in the archive to the attempt's files."""
+    (into / "stub").write_bytes(stub)
+    unseal(into / "stub", into / "whole")
+    for path in (into / "whole").iterdir():
+        path.replace(into / path.name)

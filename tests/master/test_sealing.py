@@ -368,6 +368,44 @@ async def test_of_each_stream_what_is_whole_is_taken_whoever_has_it(tmp_path: Pa
         assert (await place.read(1), await place.read(2)) == (TEXT, TEXT)
 
 
+@pytest.mark.parametrize("archived", ["the damaged one", "another"])
+async def test_damage_is_mended_from_a_master_that_has_only_stubs(tmp_path: Path, archived: str) -> None:
+    (tmp_path / "archive").mkdir()
+    url, other = f"file://{tmp_path}/archive", wire.new_id()
+    async with a_store(tmp_path / "leader") as leader, a_place(tmp_path) as place:
+        for offset in range(0, 3_000, 1_000):
+            for attempt in (other, ATTEMPT):
+                frame = wire.LogFrame(
+                    attempt_id=attempt, step="1", stream=1, offset=offset, at=7, data=TEXT[offset : offset + 1_000]
+                )
+                for store in (leader, place.store):
+                    await (await store.append(RUN, frame, term=0))
+        place.told.ended(ATTEMPT, TEXT[:3_000])
+        stubbed = {"the damaged one": ATTEMPT, "another": other}[archived]
+        directory = tmp_path / "leader" / RUN
+        source = sealed.Source("1", 1, directory / stubbed / "1.1", 3_000)
+        sealed.write(tmp_path / "archive" / "it", [source], codec=Codec.ZLIB)
+        (directory / f"{stubbed}.stub").write_bytes(sealed.stub_of(url, "it")[0])
+        shutil.rmtree(directory / stubbed)
+        spoil(place.plain / "1.1")
+        place.sealing._mender = Mender(Group("here", "leader"), Courier({"leader": leader}), tmp_path / "logs")
+        assert await place.attend() is Verdict.SEALED
+        assert await place.read() == TEXT[:3_000]
+
+
+async def test_what_cannot_be_written_while_it_is_mended_ends_no_master(tmp_path: Path) -> None:
+    async with a_store(tmp_path / "leader") as leader, a_place(tmp_path) as place:
+        frame = wire.LogFrame(attempt_id=ATTEMPT, step="1", stream=1, offset=0, at=7, data=TEXT)
+        for store in (leader, place.store):
+            await (await store.append(RUN, frame, term=0))
+        place.told.ended(ATTEMPT, TEXT)
+        spoil(place.plain / "1.1")
+        (tmp_path / "logs" / f"{ATTEMPT}.mending").write_text("in the way")
+        place.sealing._mender = Mender(Group("here", "leader"), Courier({"leader": leader}), tmp_path / "logs")
+        assert await place.attend() is Verdict.DAMAGED
+        assert place.sealing.damaged == {ATTEMPT: False}
+
+
 async def test_damage_that_all_have_is_hopeless_and_not_asked_for_again(tmp_path: Path) -> None:
     async with a_store(tmp_path / "leader") as leader, a_place(tmp_path) as place:
         frame = wire.LogFrame(attempt_id=ATTEMPT, step="1", stream=1, offset=0, at=7, data=b"what came")

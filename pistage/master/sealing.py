@@ -186,7 +186,8 @@ class Sealing:
 
     def _note(self, attempt_id: str, verdict: Verdict) -> None:
         pause_s = self._pauses.pop(attempt_id)
-        if verdict is Verdict.LATER:
+        # What never comes must not take the place of others for ever: it is left to the walk, which is as slow as that.
+        if verdict is Verdict.LATER and pause_s < _PAUSE_MAX_S:
             self._pauses[attempt_id] = min(2 * pause_s, _PAUSE_MAX_S)
             heapq.heappush(self._due, (time.monotonic() + pause_s, attempt_id))
 

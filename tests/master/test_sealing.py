@@ -723,6 +723,24 @@ async def test_of_more_than_can_wait_the_rest_is_left_to_the_next_walk(
             await until(lambda: place.sealing.sealed_count == len(attempts))
 
 
+async def test_what_never_comes_does_not_take_the_place_of_others_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "_WAITING_MAX", 1)
+    monkeypatch.setattr(sealing, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(sealing, "_PAUSE_MAX_S", 0.03)
+    async with a_place(tmp_path) as place:
+        await place.put(TEXT)
+        place.told.ended(ATTEMPT, TEXT + b"and a line that no master has")
+        other = wire.new_id()
+        await place.put(TEXT, attempt=other)
+        place.told.ended(other, TEXT)
+        async with running(place.sealing._work()):
+            place.sealing._offer(ATTEMPT)
+            await until(lambda: place.sealing._offer(other) or other in place.sealing._pauses)  # type: ignore[func-returns-value]
+            await until(lambda: place.sealing.sealed_count == 1)
+
+
 async def test_it_stops_in_the_middle_of_a_large_one_and_leaves_it_as_it_was(tmp_path: Path) -> None:
     async with a_place(tmp_path) as place:
         text = b"x" * 250_000

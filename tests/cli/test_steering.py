@@ -36,7 +36,7 @@ class SteeredMaster(FakeMaster):
         self.is_placeable = True
         self.queues: list[dict[str, Any]] = []
         self.slots_used = [0]  # what each look at the agents finds; the last one stays
-        self.queries: list[tuple[str, str]] = []
+        self.asked_for: list[tuple[str, str]] = []
 
     def run(self) -> dict[str, Any]:
         run = super().run()
@@ -47,7 +47,7 @@ class SteeredMaster(FakeMaster):
 
     async def handle(self, request: web.Request) -> web.StreamResponse:  # noqa: PLR0911 - a table
         path = request.path.removeprefix("/api/v1")
-        self.queries.append((path, request.query_string))
+        self.asked_for.append((path, request.query_string))
         body = json.loads(await request.text() or "{}") if request.method in {"PUT", "POST"} else {}
         match request.method, path.strip("/").split("/"):
             case "GET", ["runs", "01hq", "why"]:
@@ -151,7 +151,7 @@ def test_retry_asks_for_what_is_wanted_and_follows_the_new_run(
         out, err = capsys.readouterr()
         assert "demo#2 tries demo#1 again: 1 of 2 tasks are kept" in err
         assert "hello" in out
-    assert all("kept=0" in query for path, query in master.queries if path.endswith("/logs"))
+    assert all("kept=0" in query for path, query in master.asked_for if path.endswith("/logs"))
     assert pistage("retry", "demo#1", "--detach") == 0
     assert capsys.readouterr().out == "01hq\n"
     assert pistage("retry", "demo#1", "--failed", "--from", "a") == 2
@@ -161,7 +161,7 @@ def test_one_task_is_cancelled_by_its_name(
     pistage: Pistage, master: SteeredMaster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pistage("cancel", "demo#1/a") == 0
-    assert ("/runs/01hq/cancel", "task=a") in master.queries
+    assert ("/runs/01hq/cancel", "task=a") in master.asked_for
     assert capsys.readouterr().err == "demo#1/a is cancelled\n"
     assert pistage("cancel", "demo#1/b") == 5
 
@@ -230,7 +230,7 @@ def test_who_waits_for_a_task_that_no_agent_could_take_leaves_with_6_and_why(
         out, err = capsys.readouterr()
         assert out == "" and "task 'a' cannot be placed on any agent there is: box-2: label gpu=true is missing" in err
         assert "pistage why" in err and "pistage cancel" in err
-    assert not any(path.endswith("/cancel") for path, _ in master.queries)
+    assert not any(path.endswith("/cancel") for path, _ in master.asked_for)
     master.is_placeable = True
     assert pistage("wait", "demo#1", "--timeout", "100ms") == 8
 
@@ -247,4 +247,4 @@ def test_run_wait_prints_the_verdict_alone(
 
 def test_ps_takes_a_queue(pistage: Pistage, master: SteeredMaster, capsys: pytest.CaptureFixture[str]) -> None:
     assert pistage("ps", "--queue", "q") == 0
-    assert any(path == "/runs" and "queue=q" in query for path, query in master.queries)
+    assert any(path == "/runs" and "queue=q" in query for path, query in master.asked_for)

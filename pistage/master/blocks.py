@@ -18,7 +18,8 @@ from pistage.core import ids
 from pistage.master.records import Record, StreamKey
 
 BLOCK_RECORDS: Final = 1024
-_HEAD = struct.Struct("<IIQQ")  # check sum of what follows, streams, at_min, at_max
+# Check sum of what follows, that of all records up to the block's last, gaps, streams, at_min, at_max.
+_HEAD = struct.Struct("<IIIIQQ")
 _STREAM = struct.Struct("<16sHBxIQ")  # attempt, step, stream, lines, bytes
 
 
@@ -37,6 +38,7 @@ class Block:
     at_min: int = 1 << 63
     at_max: int = 0
     streams: dict[StreamKey, Amount] = field(default_factory=dict)
+    gaps: int = 0
 
     def add(self, record: Record) -> None:
         """Count a record in."""
@@ -48,6 +50,7 @@ class Block:
             amount = self.streams[record.key] = Amount()
         amount.size += record.kept
         amount.lines += record.lines
+        self.gaps += record.gap is not None
 
 
 def block_of(records: Iterable[Record]) -> Block:
@@ -58,13 +61,13 @@ def block_of(records: Iterable[Record]) -> Block:
     return block
 
 
-def pack(block: Block) -> bytes:
-    """A block as it stands in the file."""
+def pack(block: Block, check: int) -> bytes:
+    """A block as it stands in the file; `check` is the CRC32 of all records of the index up to its last."""
     streams = b"".join(
-        _STREAM.pack(ids.to_bytes(attempt_id), int(step), stream, amount.lines, amount.size)
+        _STREAM.pack(_bytes_of(attempt_id), int(step), stream, amount.lines, amount.size)
         for (attempt_id, step, stream), amount in block.streams.items()
     )
-    body = _HEAD.pack(0, len(block.streams), block.at_min, block.at_max)[4:] + streams
+    body = _HEAD.pack(0, check, block.gaps, len(block.streams), block.at_min, block.at_max)[4:] + streams
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
@@ -75,20 +78,26 @@ def read(path: Path) -> list[Block]:
 
 def each(path: Path) -> Iterator[Block]:
     """The blocks in the file, one at a time: with thousands of streams each is as large as its records."""
+    return (block for block, _, _ in each_checked(path))
+
+
+def each_checked(path: Path) -> Iterator[tuple[Block, int, bytes]]:
+    """Each block in the file with the check sum of the records up to its last, and as it stands."""
     try:
         with path.open("rb") as file:
             while len(head := file.read(_HEAD.size)) == _HEAD.size:
-                check, count, at_min, at_max = _HEAD.unpack(head)
+                own, check, gaps, count, at_min, at_max = _HEAD.unpack(head)
                 body = file.read(count * _STREAM.size) if count <= BLOCK_RECORDS else b""
-                if len(body) != count * _STREAM.size or zlib.crc32(body, zlib.crc32(head[4:])) != check:
+                if len(body) != count * _STREAM.size or zlib.crc32(body, zlib.crc32(head[4:])) != own:
                     return
                 streams = {
                     (_id_of(attempt), str(step), stream): Amount(size, lines)
                     for attempt, step, stream, lines, size in _STREAM.iter_unpack(body)
                 }
-                yield Block(at_min, at_max, streams)
+                yield Block(at_min, at_max, streams, gaps), check, head + body
     except FileNotFoundError:
         return
 
 
 _id_of = lru_cache(maxsize=4096)(ids.from_bytes)
+_bytes_of = lru_cache(maxsize=4096)(ids.to_bytes)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pistage.errors import Code, PistageError
 from pistage.master import records as index_of
-from pistage.master.blocks import BLOCK_RECORDS, Block
+from pistage.master.blocks import BLOCK_RECORDS, Block, each_checked
 from pistage.master.blocks import pack as pack_block
 from pistage.master.directories import sync_directory
 from pistage.master.records import RECORD_BYTES, Kind, Record, StreamKey
@@ -66,7 +68,8 @@ class Run:
     term: int = 0  # of the last
     unwritten: list[Record] = field(default_factory=list)
     block: Block = field(default_factory=Block)  # of the records behind the last whole block
-    new_blocks: list[bytes] = field(default_factory=list)
+    new_blocks: list[Block] = field(default_factory=list)  # whole ones that are not in their file yet
+    check: int = 0  # CRC32 of the records of the blocks that are
 
     @property
     def extent(self) -> Extent:
@@ -96,8 +99,32 @@ class Run:
         self.term = record.term
         self.block.add(record)
         if self.count % BLOCK_RECORDS == 0:
-            self.new_blocks.append(pack_block(self.block))
+            self.new_blocks.append(self.block)
             self.block = Block()
+
+    def add_block(self, block: Block, term: int) -> None:
+        """Count in a block without gaps, of records that were counted in one by one when it was made."""
+        for key, amount in block.streams.items():
+            stream = self.streams.setdefault(key, Stream())
+            stream.end += amount.size
+            stream.kept += amount.size
+            if stream.tail is not None:
+                stream.tail += amount.size
+            self.steps[key[:2]] += amount.size
+            self.total += amount.size
+        self.count += BLOCK_RECORDS
+        self.term = term
+
+    def take_new_blocks(self) -> bytes:
+        """The new blocks as they stand in their file, once their records are in the index."""
+        packed, number = b"", self.count // BLOCK_RECORDS - len(self.new_blocks)
+        for block in self.new_blocks:
+            raw = index_of.read_raw(self.directory / "index", number * BLOCK_RECORDS, BLOCK_RECORDS)
+            self.check = zlib.crc32(raw, self.check)
+            packed += pack_block(block, self.check)
+            number += 1
+        self.new_blocks.clear()
+        return packed
 
     def write(self, record: Record) -> None:
         """Count in a record, and remember that it is to be written."""
@@ -106,18 +133,27 @@ class Run:
 
 
 def recovered(directory: Path) -> Run:
-    """The run by its index, after making the files agree: a crash leaves data without a record."""
+    """The run by its index, after making the files agree: a crash leaves data without a record.
+
+    Of blocks whose records are the ones that they were made of, the sums are taken: a million records in a tenth of a
+    second instead of five.
+    """
     index = directory / "index"
     run = Run(directory)
-    sizes: dict[StreamKey, int] = {}
-    for record in index_of.all_records(index):
-        if not record.is_sound or not (record.is_barrier or run.stream(record.key).is_followed_by(record)):
+    sizes = _Sizes(directory)
+    blocks: list[bytes] = []
+    known = each_checked(directory / "blocks")
+    while raw := index_of.read_raw(index, run.count, BLOCK_RECORDS):
+        check = zlib.crc32(raw, run.check)
+        block, told, packed = next(known, (None, 0, b""))
+        if block is not None and told == check and not block.gaps and sizes.hold(run, block):
+            run.add_block(block, index_of.term_of(raw, BLOCK_RECORDS - 1))
+            run.check = check
+        elif _add_each(run, index_of.unpack(raw), sizes) < BLOCK_RECORDS:
             break
-        if record.kept and record.key not in sizes:
-            sizes[record.key] = _stored_length(directory, record.key)
-        if record.place + record.kept > sizes.get(record.key, 0) and record.kept:
-            break  # only a disk that lied about fdatasync gets here: keep what is whole
-        run.add(record)
+        else:
+            packed = run.take_new_blocks()
+        blocks.append(packed)
     if index.exists() and index.stat().st_size != run.count * RECORD_BYTES:
         os.truncate(index, run.count * RECORD_BYTES)
     for path in directory.glob("*.unsealing"):  # a crash came in the middle of it: what is sealed is whole
@@ -130,9 +166,38 @@ def recovered(directory: Path) -> Run:
             kept = run.stream((path.parent.name, step, int(stream))).kept
             if path.stat().st_size > kept:
                 os.truncate(path, kept)
-    _mend_blocks(directory / "blocks", b"".join(run.new_blocks))
-    run.new_blocks.clear()
+    _mend_blocks(directory / "blocks", b"".join(blocks))
     return run
+
+
+def _add_each(run: Run, records: Sequence[Record], sizes: _Sizes) -> int:
+    """Count in records up to the first that is not sound, or not there; how many those were."""
+    for number, record in enumerate(records):
+        stream = run.stream(record.key)
+        if not record.is_sound or not (record.is_barrier or stream.is_followed_by(record)):
+            return number
+        if record.kept and record.place + record.kept > sizes.of(record.key):
+            return number  # only a disk that lied about fdatasync gets here: keep what is whole
+        run.add(record)
+    return len(records)
+
+
+class _Sizes:
+    """How many bytes of each stream there are."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._known: dict[StreamKey, int] = {}
+
+    def of(self, key: StreamKey) -> int:
+        if key not in self._known:
+            self._known[key] = _stored_length(self._directory, key)
+        return self._known[key]
+
+    def hold(self, run: Run, block: Block) -> bool:
+        """Whether there is all that the block says."""
+        parts = block.streams.items()
+        return all(not part.size or run.stream(key).kept + part.size <= self.of(key) for key, part in parts)
 
 
 def _stored_length(directory: Path, key: StreamKey) -> int:

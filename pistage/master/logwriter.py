@@ -318,8 +318,7 @@ class LogWriter:
             run.unwritten.clear()
             if run.new_blocks:
                 with (run.directory / "blocks").open("ab") as file:
-                    file.write(b"".join(run.new_blocks))
-                run.new_blocks.clear()
+                    file.write(run.take_new_blocks())
 
     def _open(self, run_id: str) -> Run:
         if run_id in self._runs:

@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from pistage import wire
 from pistage.core import limits
 from pistage.errors import Code, PistageError
-from pistage.master import blocks
+from pistage.master import blocks, logrun
 from pistage.master.blocks import block_of
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended, Bounds
@@ -241,6 +242,55 @@ async def test_blocks_say_what_the_records_hold_whatever_became_of_their_file(tm
         async with a_store(tmp_path) as store:
             await put(store, a_frame(b"", step="3"))
             assert await store.blocks(RUN) == expected
+
+
+async def test_a_run_is_the_same_whether_or_not_its_blocks_are_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(9)
+    path = tmp_path / RUN
+    async with a_store(tmp_path) as store:
+        offsets = dict.fromkeys(("1", "2"), 0)
+        for number in range(5_500):
+            step = chance.choice("12")
+            length = number if number in {700, 3_300, 3_301} else chance.randrange(1, 4)
+            frame = a_gap(offsets[step], length) if length > 3 else a_frame(b"\n" * length, offsets[step])
+            await store.append(RUN, replace(frame, step=step), term=0)
+            offsets[step] += length
+        await written(store, 5_500)
+    whole = (path / "blocks").read_bytes()
+    looked_at: list[int] = []
+    add_each = logrun._add_each
+
+    def counted(run: logrun.Run, records: Sequence[Record], sizes: logrun._Sizes) -> int:
+        looked_at.append(len(records))
+        return add_each(run, records, sizes)
+
+    monkeypatch.setattr(logrun, "_add_each", counted)
+    believed = logrun.recovered(path)
+    assert looked_at == [1_024, 1_024, 380]  # those with gaps, and those of no block yet
+    (path / "blocks").unlink()
+    assert logrun.recovered(path) == believed
+    assert (path / "blocks").read_bytes() == whole
+    assert (believed.gaps, believed.tails, believed.count) == (3, 3, 5_500)
+
+
+@pytest.mark.parametrize("spoiled", ["index", "data"])
+async def test_what_was_damaged_below_its_blocks_is_cut_off_all_the_same(tmp_path: Path, spoiled: str) -> None:
+    async with a_store(tmp_path) as store:
+        for offset in range(2_100):
+            await store.append(RUN, a_frame(b"x", offset), term=0)
+        await written(store, 2_100)
+    if spoiled == "data":
+        os.truncate(tmp_path / RUN / ATTEMPT / "1.1", 1_500)
+    else:
+        with (tmp_path / RUN / "index").open("r+b") as index:
+            index.seek(1_500 * RECORD_BYTES)
+            index.write(bytes(RECORD_BYTES))
+    async with a_store(tmp_path) as store:
+        assert await put(store, a_frame(b"")) == Appended(1_500)
+        assert await put(store, a_frame(b"y" * 600, 1_500)) == Appended(2_100)
+        assert len(await store.blocks(RUN)) == 1
 
 
 async def written(store: LogStore, count: int) -> list[Record]:

@@ -356,10 +356,33 @@ async def test_a_search_that_was_cut_off_tells_the_rest(serve: Serve) -> None:
         return response  # the first is cut off politely: an answer without its end is none
 
     async with Client([await serve({"GET /logs": logs})]) as client:
-        found = client.search_output(Pattern(text="x y"), name="demo", state=None, limit="9")
+        found = client.search_output(Pattern(text="x y"), name="demo", state=None, limit=6)
         got = [value async for value in found]
     assert got == [*lines, end]
-    assert asked == [{"grep": "x y", "name": "demo", "limit": "9"}] * 3
+    assert asked == [{"grep": "x y", "name": "demo", "limit": "6"}] * 3
+
+
+async def test_a_search_goes_on_until_enough_is_found_or_all_was_looked_at(serve: Serve) -> None:
+    """A master looks for ten seconds at a time, and says where it stopped."""
+    asked: list[dict[str, str]] = []
+
+    async def logs(request: web.Request) -> web.StreamResponse:
+        asked.append(dict(request.query))
+        page = len(asked)
+        line = {"kind": "line", "run": f"r{page}", "name": "demo", "number": page, "task": "t", "attempt": 1,
+                "step": "1", "stream": "stdout", "line": 0, "at": "", "text": "x"}  # fmt: skip
+        cut = [line | {"is_cut": True}, line]
+        end = {"kind": "end", "next": f"c{page}" if page < 4 else None, "runs": 2}
+        return web.Response(body=b"".join(json.dumps(value).encode() + b"\n" for value in [*cut, end]))
+
+    async with Client([await serve({"GET /logs": logs})]) as client:
+        *lines, end = [value async for value in client.search_output(Pattern(text="x"), limit=3)]
+        assert [line["number"] for line in lines] == [1, 1, 2, 2, 3, 3]
+        assert end == {"kind": "end", "next": "c3", "runs": 6}
+        assert [(one["limit"], one.get("cursor")) for one in asked] == [("3", None), ("2", "c1"), ("1", "c2")]
+        *lines, end = [value async for value in client.search_output(Pattern(text="x"), cursor="c3")]
+    assert (len(lines), end) == (2, {"kind": "end", "next": None, "runs": 2})
+    assert asked[-1]["cursor"] == "c3"
 
 
 async def test_a_line_that_no_newline_ends_is_never_held(serve: Serve) -> None:

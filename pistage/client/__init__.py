@@ -18,6 +18,7 @@ from pistage.client.answers import (
     Source,
     Step,
     Task,
+    Unread,
     Why,
 )
 from pistage.client.client import Client
@@ -39,5 +40,6 @@ __all__ = [
     "Source",
     "Step",
     "Task",
+    "Unread",
     "Why",
 ]

@@ -207,6 +207,14 @@ class Line(Source):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """A run, `name#42`, whose output could not be searched, and why."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Searched:
     """The end of a search over many runs: how many were looked at, and the cursor of those that were not."""
 

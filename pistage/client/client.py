@@ -15,6 +15,7 @@ from pistage.client import backup, output, streams, transport
 from pistage.client.answers import Agent, Chunk, Event, Gap, Line, Page, Pattern, Queue, Retention, Run, Selection, Why
 from pistage.client.output import Output
 from pistage.client.transport import Request, Transport
+from pistage.core import limits
 
 _API = "/api/v1"
 
@@ -158,13 +159,17 @@ class Client:
         """Output as bare bytes: the fast way, exact for one stream."""
         return self.output(run).follow_bytes(selection or Selection(), offset=offset, is_followed=is_followed)
 
-    def search_output(self, pattern: Pattern, **filters: str | None) -> AsyncGenerator[dict[str, Any], None]:
+    def search_output(
+        self, pattern: Pattern, *, limit: int | None = None, cursor: str | None = None, **filters: str | None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Lines of many runs that hold the `pattern`, as the master describes them in JSON; `kind` "end" ends them.
 
-        `filters` are those of the route: name, state, stream, since, until, limit, cursor.
+        At most `limit`, or limits.FOUND_DEFAULT. `filters` are those of the route: name, state, task, stream, since,
+        until.
         """
         given = {key: value for key, value in filters.items() if value is not None}
-        return output.search(self._transport, f"{_API}/logs", pattern.parameters() | given)
+        most = limits.FOUND_DEFAULT if limit is None else limit
+        return output.search(self._transport, f"{_API}/logs", pattern.parameters() | given, limit=most, cursor=cursor)
 
     # --- definitions ---------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from pistage.client import streams
-from pistage.client.answers import Chunk, Gap, Line, Pattern, Searched, Selection
+from pistage.client.answers import Chunk, Gap, Line, Pattern, Searched, Selection, Unread
 from pistage.client.places import BytePlace, LinePlace, PiecePlace, bytes_of
 from pistage.client.transport import BROKEN, Request, Transport
+from pistage.core import limits
 from pistage.errors import Code, PistageError
 
 _JSON_LINES = "application/x-ndjson"
@@ -182,24 +183,55 @@ class Output:
 
 
 async def search(
-    transport: Transport, path: str, parameters: Mapping[str, str]
+    transport: Transport, path: str, parameters: Mapping[str, str], *, limit: int, cursor: str | None = None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Lines of many runs that hold a text, and then the object that ends them."""
+    """Lines of many runs that match, at most `limit`, and then the object that ends them: it says where to go on.
+
+    A master looks for some seconds at a time; it is asked again for as long as there is more to look at.
+    """
+    runs = 0
+    while True:
+        asked = {**parameters, "limit": str(min(limit, limits.FOUND_MAX))} | (
+            {} if cursor is None else {"cursor": cursor}
+        )
+        async with aclosing(_searched(transport, _json_lines(path, asked))) as values:
+            async for value in values:
+                if value.get("kind") != "end":
+                    yield value
+                    limit -= value.get("kind") == "line" and not value.get("is_cut")
+                    continue
+                runs += int(value.get("runs") or 0)
+                cursor = value.get("next") or None
+                if cursor is None or limit <= 0:
+                    yield dict(value) | {"runs": runs}
+                    return
+
+
+def _json_lines(path: str, parameters: Mapping[str, str]) -> Request:
+    return Request(method="GET", path=path, parameters=parameters, headers={"Accept": _JSON_LINES})
+
+
+async def _searched(transport: Transport, request: Request) -> AsyncGenerator[dict[str, Any], None]:
+    """One answer, whole: up to its end."""
     resumption = streams.Resumption(transport)
     place = LinePlace(come_again=True)
+    refused: set[object] = set()
     while True:
         place.begin()
-        request = Request(method="GET", path=path, parameters=parameters, headers={"Accept": _JSON_LINES})
         try:
             async with resumption.open(request) as chunks:
                 async for line in streams.lines(chunks):
-                    value = _object(line) if line.strip() else {"kind": ""}
-                    if value.get("kind") == "end":
-                        yield value
-                        return
-                    if value.get("kind") == "line" and (fresh := place.fresh(value)) is not None:
-                        resumption.note_progress()
-                        yield fresh
+                    value = _object(line) if line.strip() else {}
+                    match value.get("kind"):
+                        case "end":
+                            yield value
+                            return
+                        case "line" if (fresh := place.fresh(value)) is not None:
+                            resumption.note_progress()
+                            yield fresh
+                        case "refused" if value["run"] not in refused:
+                            refused.add(value["run"])
+                            yield value
             await resumption.pause()  # an answer without its end was cut off
         except BROKEN as error:
             await resumption.pause(error)
@@ -225,17 +257,23 @@ def line_of(value: Mapping[str, Any]) -> Line | Gap:
         is_cut=bool(value.get("is_cut")),
         is_open=bool(value.get("is_open")),
         run=str(value.get("run") or ""),
-        title=f"{value['name']}#{value['number']}" if "name" in value else "",
+        title=_title(value) if "name" in value else "",
     )
 
 
-def found_of(value: Mapping[str, Any]) -> Line | Searched:
-    """A line of a search over many runs, or the end of that, from the object that describes it."""
+def found_of(value: Mapping[str, Any]) -> Line | Unread | Searched:
+    """What a search over many runs tells, from the object that describes it."""
     if value.get("kind") == "end":
         return Searched(runs=int(value.get("runs") or 0), next=value.get("next") or None)
+    if value.get("kind") == "refused":
+        return Unread(title=_title(value), text=str(value["text"]))
     found = line_of(value)
     assert isinstance(found, Line), "a search passes over gaps"
     return found
+
+
+def _title(value: Mapping[str, Any]) -> str:
+    return f"{value['name']}#{value['number']}"
 
 
 def _gap(value: Mapping[str, Any], common: Mapping[str, Any]) -> Gap:

@@ -36,11 +36,20 @@ def test_each_line_says_which_run_it_is_of(
 def test_a_search_that_found_more_says_how_to_go_on(
     pistage: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    master.found = [found(2, 17, "x"), END | {"next": "c:1"}]
-    assert pistage("logs", "--grep", "x", "--since", "1d") == 0
-    assert capsys.readouterr().err == "there is more: --cursor c:1\n"
-    assert pistage("logs", "--grep", "x", "--cursor", "c:1") == 0
-    assert master.queries[-1] == {"grep": "x", "cursor": "c:1"}
+    master.found = [found(2, 17, "x"), END | {"next": "c.1"}]
+    assert pistage("logs", "--grep", "x", "--since", "1d", "--limit", "1") == 0
+    assert capsys.readouterr().err == "there is more: --cursor c.1\n"
+    assert pistage("logs", "--grep", "x", "--cursor", "c.1", "--limit", "1") == 0
+    assert master.queries[-1] == {"grep": "x", "cursor": "c.1", "limit": "1"}
+
+
+def test_a_run_that_cannot_be_searched_is_said_and_keeps_nothing_else_back(
+    pistage: Pistage, master: FakeMaster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = {"kind": "refused", "run": "id2", "name": "demo", "number": 2, "text": "its files are \x1b[2Jdamaged"}
+    master.found = [refused, found(1, 3, "x"), END]
+    assert pistage("logs", "--grep", "x") == 0
+    assert capsys.readouterr() == ("demo#1 a/1 3 | x\n", "demo#2: its files are damaged\n")
 
 
 def test_a_search_that_found_nothing_says_where_it_looked(

@@ -62,6 +62,11 @@ OUTBOX_BYTES_MAX: Final = 16 * MIB  # full means: stop reading the engine, never
 MASK_CHARS_MIN: Final = 8  # what is shorter stands in much that is no secret, and is found by trying anyway
 LOG_TAIL_BYTES_MAX: Final = 1 * MIB  # of a stream, kept behind a limit: an agent holds it in memory until the end
 READERS_MAX: Final = 4_096  # answers of output under way on a master; each has a buffer of some 100 KiB at worst
+SEARCHES_MAX: Final = 2  # under way on a master: each takes what cores it can get
+SEARCH_WAIT_S: Final = 10.0  # for one of the others to end
+SEARCH_S: Final = 10.0  # over many runs, then it is told where to go on
+FOUND_DEFAULT: Final = 1_000  # lines of many runs in one answer
+FOUND_MAX: Final = 100_000
 READER_SILENT_S: Final = 180  # who acknowledges nothing for so long is gone; one that merely stops reads on elsewhere
 LOG_TAILS_BYTES_MAX: Final = 32 * MIB  # of all streams of an agent together; then each keeps less
 

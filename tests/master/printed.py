@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -250,3 +251,8 @@ def sentence(gap: Frame) -> str:
         case _:
             said = f"{gap.missing:,} bytes were left out"
     return f"[{said}]"
+
+
+def bytes_of(piece: dict[str, Any]) -> bytes:
+    """What a piece in JSON holds."""
+    return base64.b64decode(piece["data"]) if "data" in piece else piece["text"].encode()

@@ -1,15 +1,16 @@
 """Reading of output: every way of asking for it gives what going through all of it gives."""
 
-import base64
 import json
 import random
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pistage.master.reading import search
 from tests.master import printed
 from tests.master.fakes import Api, FakeAgent, a_master, an_agent
 from tests.master.printed import BEGIN, TASKS, Frame, Run, Told, Wanted
@@ -64,15 +65,11 @@ def some_place(chance: random.Random, most: int) -> Wanted:
     return wanted
 
 
-def data_of(piece: dict[str, Any]) -> bytes:
-    return base64.b64decode(piece["data"]) if "data" in piece else piece["text"].encode()
-
-
 def seen_piece(piece: dict[str, Any]) -> tuple[Any, ...]:
     common = (piece["number"], piece["task"], piece["step"], piece["stream"], piece["offset"])
     if piece["kind"] == "gap":
         return (*common, piece["reason"], piece["missing"])
-    return (*common, data_of(piece))
+    return (*common, printed.bytes_of(piece))
 
 
 def expected_piece(frame: Frame) -> tuple[Any, ...]:
@@ -131,6 +128,46 @@ async def ask_at_random(api: Api, run: Run, chance: random.Random) -> None:
             wanted |= {"by": "line", "timestamps": "1"} | some_place(chance, newlines)
             shown = (await get(api, run_id, wanted, {})).decode()
             assert shown == printed.text(printed.lines(run, wanted), stamp), wanted
+
+
+SEARCHED = (
+    ("needle", False), ("a line", False), ("é", False), ("x" * 290, False), ("0%", False), ("nothing", False),
+    ("^$", True), ("^needle", True), ("hay$", True), ("^[a-z ]*$", True), ("(red|le)[a-z]*50%", True), ("", True),
+    (r"\Aneedle", True), ("x{250}needle", True),
+)  # fmt: skip
+
+
+def matcher(wanted: Wanted) -> Callable[[bytes], bool]:
+    """By Python's own engine, which knows these expressions, too; to RE2 a byte that is no UTF-8 is no character."""
+    text, flags = wanted["grep"].encode(), re.IGNORECASE if "ignore_case" in wanted else 0
+    expression = re.compile(text if "regex" in wanted else re.escape(text), flags)
+    return lambda line: expression.search(line) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_search_finds_what_looking_at_each_line_finds(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(seed)
+    runs = [printed.some_frames(chance, 40), printed.some_frames(chance, 2_500)]
+    if seed % 2:  # units, parts and batches end everywhere
+        monkeypatch.setattr(search, "_UNIT_BYTES", 700)
+        monkeypatch.setattr(search, "_AT_ONCE_BYTES", 64 * 300)
+        monkeypatch.setattr(search, "_FOUND_AT_ONCE", 40)
+    async with printed_runs(tmp_path, *runs) as (api, made, _):
+        for _ in range(120):
+            run = chance.choice(made)
+            newlines = sum(frame.data.count(b"\n") for frame in run.frames)
+            text, is_regex = chance.choice(SEARCHED)
+            wanted = some_selection(chance) | some_times(chance, run.frames) | some_place(chance, newlines)
+            wanted |= {"by": "line", "grep": text.upper() if (ignores_case := chance.random() < 0.3) else text}
+            wanted |= ({"regex": "1"} if is_regex else {}) | ({"ignore_case": "1"} if ignores_case else {})
+            if ignores_case and not re.fullmatch(r"[ -\[\]-~]*", text):
+                continue  # \A is not \a, and bytes have no É
+            found = [seen_line(line) for line in await get_json(api, run.id, wanted)]
+            told = printed.lines(run, wanted, has_line=matcher(wanted))
+            assert found == [expected_line(one) for one in told], wanted
 
 
 def stamp(at: int) -> str:

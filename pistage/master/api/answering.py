@@ -2,46 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Final, assert_never
 
 from pistage.core import limits
+from pistage.errors import Code, PistageError
 from pistage.master.api.asked import Asked, Form
 from pistage.master.api.following import Following
-from pistage.master.api.forms import Flow, Shapes, TextLines
-from pistage.master.api.sending import SLICE_BYTES, Sender
+from pistage.master.api.forms import Flow, Shapes
+from pistage.master.api.sending import Sender
+from pistage.master.api.telling import LineTeller, events_of
 from pistage.master.reading.files import Files
 from pistage.master.reading.gaps import RETENTION
 from pistage.master.reading.heads import Head, heads_of
-from pistage.master.reading.lines import PART_BYTES, Line, Lines, open_lines, parts_of, whole_characters
+from pistage.master.reading.lines import Line, Lines, open_lines
 from pistage.master.reading.locate import By, Layout, Place
+from pistage.master.reading.search import Search, Searchers
 from pistage.master.reading.selection import FOREVER, Selection
 from pistage.master.reading.walk import Batch, Item, Walk, by_time, limited, with_data
 from pistage.master.records import StreamKey
 
 _READ_BYTES: Final = 256 * limits.KIB  # at a time, for one reader
-_PART_BYTES: Final = 8 * limits.KIB  # of a piece, in an event: its JSON is no more than a slice, but for odd bytes
+_LINES_AT_ONCE: Final = 256
 _WITHOUT_LIMIT: Final = 1 << 62
+
+
+class Means:
+    """What all answers of output that a master gives share."""
+
+    def __init__(self, directory: Path) -> None:
+        self.files = Files(directory)
+        self.searchers = Searchers()
+        self._readers = 0
+
+    @contextmanager
+    def reader(self) -> Iterator[None]:
+        """One more reader in the block. PistageError `unavailable` where there are too many."""
+        if self._readers >= limits.READERS_MAX:
+            raise PistageError(Code.UNAVAILABLE, f"{self._readers} others read output here now", hint="try again")
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
 
 
 class Answer:
     """`look`, which may refuse, then `tell`."""
 
-    def __init__(self, asked: Asked, selection: Selection, files: Files, following: Following, sender: Sender) -> None:
-        self._asked, self._selection, self._files = asked, selection, files
+    def __init__(
+        self, asked: Asked, selection: Selection, *, means: Means, following: Following, sender: Sender
+    ) -> None:
+        self._asked, self._selection = asked, selection
+        self._files, self._searchers = means.files, means.searchers
         self._following, self._sender = following, sender
         self._start = Place()
         self._owed = 0  # bytes or lines that are still to come before the first that is wanted
         self._first_line = 0
         self._left = asked.limit
+        self.next_line = 0  # behind those that were looked at
         self._layout: Layout
 
     async def look(self) -> None:
         """Find where to begin. PistageError where that is not known, or not to be had from this master."""
         self._layout = await self._following.layout(self._selection)
         await self._files.do(self._find_start)
+        if self._asked.pattern is not None:
+            async with self._searchers.place():  # or it is refused while it still can be
+                pass
 
     def _find_start(self) -> None:
         asked, layout = self._asked, self._layout
@@ -59,10 +91,10 @@ class Answer:
 
     async def tell(self) -> None:
         """All of it."""
+        if self._asked.has_lines:
+            return await self._tell_lines()
         async with aclosing(self._batches()) as batches:
             match self._asked.form:
-                case _ if self._asked.has_lines:
-                    await self._tell_lines(batches)
                 case Form.BYTES:
                     await self._tell_bytes(batches)
                 case Form.TEXT:
@@ -85,10 +117,11 @@ class Answer:
             is_followed=asked.is_followed,
             has_all_times=asked.has_lines,
         )
+        limit = _WITHOUT_LIMIT if asked.counts_lines else asked.limit
         async with (
             aclosing(walk.batches(self._start)) as arrived,
             aclosing(by_time(arrived) if asked.is_by_time else arrived) as ordered,
-            aclosing(limited(ordered, asked.by, self._owed, asked.limit)) as wanted,
+            aclosing(limited(ordered, asked.by, self._owed, limit)) as wanted,
         ):
             async for batch in wanted:
                 yield batch
@@ -155,47 +188,58 @@ class Answer:
 
     # --- lines ---------------------------------------------------------------------------------------------------
 
-    async def _tell_lines(self, batches: AsyncIterator[Batch]) -> None:
-        teller = _LineTeller(self._asked, self._selection, self._files, self._sender)
-        lines = Lines()
-        lines.number = self._start.line
+    async def _tell_lines(self) -> None:
+        teller = LineTeller(self._asked, self._selection, self._files, self._sender)
+        async with aclosing(self.lines()) as found:
+            async for lines in found:
+                for told in lines:
+                    if isinstance(told, Item):
+                        await teller.gap(told)
+                    else:
+                        await teller.line(told)
+                await self._sender.flush()
+
+    async def lines(self) -> AsyncGenerator[Sequence[Line | Item], None]:
+        """The lines that are wanted, and the gaps, some at a time; what is open comes last."""
+        asked, lines, search = self._asked, Lines(self._start.line), None
+        if asked.pattern is not None:
+            search = Search(asked.pattern, self._searchers, self._files, self._selection, self._start)
+        # Sorted lines are looked at one by one: what a search finds comes in the order of arrival.
+        is_searched = search is not None and not asked.is_by_time
+        async with aclosing(self._batches()) as batches:
+            made = search.found(batches) if search is not None and is_searched else self._made(batches, lines)
+            async with aclosing(made):
+                async for told in made:
+                    self.next_line = search.number if search is not None else lines.number
+                    yield self._wanted(told if search is None or is_searched else await _matching(search, told))
+                    if not self._left:
+                        return
+        for line in await self._open_lines(search if search is not None and is_searched else lines):
+            if search is None or await search.has(line):
+                yield self._wanted([line])
+                if not self._left:
+                    return
+
+    async def _made(self, batches: AsyncIterator[Batch], lines: Lines) -> AsyncGenerator[list[Line | Item], None]:
+        """All lines, and the gaps."""
         async for pieces in self._read(batches):
             for source, keys in lines.unknown([item for item, _ in pieces]).items():
                 lines.begin(source, await self._heads(source, keys))
             for item, data in pieces:
-                for told in lines.feed(item, data):
-                    if isinstance(told, Item):
-                        await self._tell_gap(teller, told)
-                    elif told.number >= self._first_line and not await self._has_told(teller, told):
-                        return
-            await self._sender.flush()
-        for line in await self._open_lines(lines):
-            if line.number >= self._first_line and not await self._has_told(teller, line):
-                return
-
-    async def _tell_gap(self, teller: _LineTeller, gap: Item) -> None:
-        assert gap.missing is not None, "a gap"
-        # When output was dropped says nothing of when it was printed.
-        if gap.missing.reason == RETENTION or self._selection.wanted.has(gap.record.at):
-            await teller.gap(gap)
-
-    async def _has_told(self, teller: _LineTeller, line: Line) -> bool:
-        """Tell a line, if it is of the wanted times; whether more are wanted."""
-        if self._selection.wanted.has(line.record.at):
-            await teller.line(line)
-            self._left -= self._asked.by is By.LINE
-        return self._left > 0
+                made = lines.feed(item, data)
+                while some := list(islice(made, _LINES_AT_ONCE)):
+                    yield some
 
     async def _heads(self, source: int, keys: set[StreamKey]) -> dict[StreamKey, Head]:
         directory = self._files.of(self._selection.sources[source])
         return await self._files.do(lambda: heads_of(directory, keys, self._start.record))
 
-    async def _open_lines(self, lines: Lines) -> list[Line]:
+    async def _open_lines(self, read: Lines | Search) -> list[Line]:
         """What no newline has ended: of streams that were read, as it was; of the others, as it is."""
         asked, until = self._asked, self._selection.wanted.until
-        is_counted = asked.limit < _WITHOUT_LIMIT and asked.by is not By.LINE
+        is_counted = asked.limit < _WITHOUT_LIMIT and not asked.counts_lines
         if is_counted or (self._start == Place() and until == FOREVER):
-            return open_lines(lines.rest(), lines.number)
+            return open_lines(read.rest(), read.number)
         layout = await self._following.layout(self._selection) if asked.is_followed else self._layout
         heads = await self._files.do(layout.open_lines)
         found = {
@@ -204,52 +248,24 @@ class Answer:
         }
         if until < FOREVER:  # what is open there may have been ended since
             return open_lines(found, layout.lines)
-        return open_lines({key: found[key] for key in found.keys() - lines.streams} | lines.rest(), lines.number)
+        return open_lines({key: found[key] for key in found.keys() - read.streams} | read.rest(), read.number)
+
+    def _wanted(self, told: Sequence[Line | Item]) -> list[Line | Item]:
+        """What of it is to be told: of the lines no more than are left to tell."""
+        wanted: list[Line | Item] = []
+        times = self._selection.wanted
+        for one in told:
+            if isinstance(one, Item):
+                # When output was dropped says nothing of when it was printed.
+                if times.has(one.record.at) or (one.missing is not None and one.missing.reason == RETENTION):
+                    wanted.append(one)
+            elif one.number >= self._first_line and times.has(one.record.at):
+                wanted.append(one)
+                self._left -= self._asked.counts_lines
+                if not self._left:
+                    break
+        return wanted
 
 
-class _LineTeller:
-    """Lines in JSON or as text."""
-
-    def __init__(self, asked: Asked, selection: Selection, files: Files, sender: Sender) -> None:
-        self._selection, self._files, self._sender = selection, files, sender
-        self._shapes = Shapes(selection) if asked.form is Form.JSON else None
-        self._text = TextLines(has_controls=asked.has_controls, has_times=asked.has_times)
-
-    async def line(self, line: Line) -> None:
-        if line.data is not None and line.length <= PART_BYTES:
-            await self._tell(line, line.data, is_cut=False)
-            return
-        async with aclosing(parts_of(line, self._files, self._selection.sources[line.source])) as parts:
-            async for data, is_cut in parts:
-                await self._tell(line, data, is_cut=is_cut)
-
-    async def gap(self, item: Item) -> None:
-        assert item.missing is not None, "a gap"
-        if self._shapes is not None:
-            await self._sender.add(self._shapes.gap(item, item.missing) + "\n")
-        else:
-            await self._sender.add(self._text.gap(item.record, item.missing))
-
-    async def _tell(self, line: Line, data: bytes, *, is_cut: bool) -> None:
-        if self._shapes is not None:
-            await self._sender.add(self._shapes.line(line, data, is_cut=is_cut) + "\n")
-        else:
-            await self._sender.add(self._text.line(line, data, is_cut=is_cut))
-
-
-def events_of(shapes: Shapes, item: Item, data: bytes) -> Iterator[tuple[str, str]]:
-    """Id and data of the events that tell of a piece: of several, each but the last is followed by more of it."""
-    at, size = 0, _PART_BYTES
-    while True:
-        part = data[at : at + size]
-        is_last = at + len(part) == len(data)
-        if not is_last:
-            part = part[: whole_characters(part)]
-        told = shapes.piece(replace(item, skip=item.skip + at), part)
-        if len(told) > SLICE_BYTES and len(part) > 1:
-            size = max(1, len(part) // 2)
-            continue
-        at += len(part)
-        yield (str(item.id) if is_last else f"{item.id}.{item.skip + at}"), told
-        if is_last:
-            return
+async def _matching(search: Search, told: Sequence[Line | Item]) -> list[Line | Item]:
+    return [one for one in told if isinstance(one, Line) and await search.has(one)]

@@ -14,6 +14,7 @@ from aiohttp import web
 from pistage.errors import Code, PistageError
 from pistage.master.api import http
 from pistage.master.reading.locate import By
+from pistage.master.reading.pattern import Pattern
 from pistage.master.reading.selection import FOREVER, Wanted
 
 STREAMS: Final = {"stdout": 1, "stderr": 2}
@@ -40,21 +41,28 @@ class Asked:
     wanted: Wanted
     by: By
     offset: int
-    part: int
     limit: int
-    has_kept: bool
-    has_controls: bool
-    has_times: bool
-    is_by_time: bool
-    is_followed: bool
-    is_stale: bool
+    part: int = 0
+    has_kept: bool = False
+    pattern: Pattern | None = None  # only lines that match; `limit` counts them
+    has_controls: bool = False
+    has_times: bool = False
+    is_by_time: bool = False
+    is_followed: bool = False
+    is_stale: bool = False
 
     @property
     def has_lines(self) -> bool:
         """Whether the answer is made of lines, and not of pieces as they came."""
-        return (self.form is Form.JSON and self.by is By.LINE) or (
-            self.form is Form.TEXT and (self.by is By.LINE or self.has_times)
-        )
+        if self.pattern is not None:
+            return True
+        is_by_line = self.by is By.LINE
+        return (self.form is Form.JSON and is_by_line) or (self.form is Form.TEXT and (is_by_line or self.has_times))
+
+    @property
+    def counts_lines(self) -> bool:
+        """Whether `limit` is one of lines."""
+        return self.by is By.LINE or self.pattern is not None
 
 
 def asked_in(request: web.Request) -> Asked:
@@ -67,9 +75,9 @@ def asked_in(request: web.Request) -> Asked:
         wanted=wanted_in(request),
         by=By(_one_of(request, "by", [str(by) for by in By], usual)),
         offset=_offset(query.get("offset", "0")),
-        part=0,
         limit=http.number_in(request, "limit", 1 << 62, least=1),
         has_kept="kept" not in query or http.is_set(request, "kept"),
+        pattern=pattern_in(request),
         has_controls=http.is_set(request, "ansi"),
         has_times=http.is_set(request, "timestamps"),
         is_by_time=_one_of(request, "order", ["arrival", "time"], "arrival") == "time",
@@ -95,6 +103,14 @@ def wanted_in(request: web.Request) -> Wanted:
     )
 
 
+def pattern_in(request: web.Request) -> Pattern | None:
+    """What lines must match; None where nothing is searched for."""
+    text = request.query.get("grep")
+    if text is None:
+        return None
+    return Pattern(text, is_regex=http.is_set(request, "regex"), ignores_case=http.is_set(request, "ignore_case"))
+
+
 def last_event(request: web.Request) -> tuple[int, int] | None:
     """The last event that was had, and how many bytes of it, 0 for all; None where that is not said, or not by us."""
     match = _EVENT_ID.fullmatch(request.headers.get("Last-Event-ID", request.query.get("after", "")))
@@ -102,8 +118,10 @@ def last_event(request: web.Request) -> tuple[int, int] | None:
 
 
 def _as_events(request: web.Request, asked: Asked) -> Asked:
-    if asked.by is By.LINE or asked.is_by_time:
-        raise PistageError(Code.USAGE, "events are pieces in the order in which they come: not by=line, not order=time")
+    if asked.counts_lines or asked.is_by_time:
+        raise PistageError(
+            Code.USAGE, "events are pieces in the order in which they come: without by=line, grep and order=time"
+        )
     asked = replace(asked, is_followed=True)
     last = last_event(request)
     if last is None:

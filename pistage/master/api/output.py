@@ -6,16 +6,14 @@ from typing import Final
 
 from aiohttp import web
 
-from pistage.core import limits
 from pistage.errors import Code, PistageError
 from pistage.master import reads
 from pistage.master.api import views
-from pistage.master.api.answering import Answer
+from pistage.master.api.answering import Answer, Means
 from pistage.master.api.asked import Asked, Form, asked_in
 from pistage.master.api.context import Context
 from pistage.master.api.following import Following
 from pistage.master.api.sending import Sender
-from pistage.master.reading.files import Files
 from pistage.master.reading.selection import Selection
 
 _CONTENT_TYPES: Final = {
@@ -27,12 +25,10 @@ _CONTENT_TYPES: Final = {
 
 
 class OutputRoutes:
-    """Handlers of /api/v1/runs/{id}/logs and /api/v1/logs."""
+    """The handler of /api/v1/runs/{id}/logs."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._files = Files(context.settings.data_dir / "logs")
-        self._readers = 0
+    def __init__(self, context: Context, means: Means) -> None:
+        self._context, self._means = context, means
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """What the run printed; ?task= &step= &attempt= &stream= &kept= &stale= say which, &since= &until= of when.
@@ -40,15 +36,11 @@ class OutputRoutes:
         `Accept` says how: `application/octet-stream` the bytes, `application/x-ndjson` pieces or lines,
         `text/event-stream` numbered events, anything else text for people; ?ansi= &timestamps= are for that.
         ?by=byte, piece or line is what &offset= and &limit= count; &order=time; &follow= until the run is over.
+        ?grep= are only lines that hold a text; with &regex= that match it, with &ignore_case= in upper and lower case.
         """
         asked = asked_in(request)
-        if self._readers >= limits.READERS_MAX:
-            raise PistageError(Code.UNAVAILABLE, f"{self._readers} others read output here now", hint="try again")
-        self._readers += 1
-        try:
+        with self._means.reader():
             return await self._logs(request, asked)
-        finally:
-            self._readers -= 1
 
     async def _logs(self, request: web.Request, asked: Asked) -> web.StreamResponse:
         selection = await self._selection(request, asked)
@@ -57,14 +49,14 @@ class OutputRoutes:
         sender = Sender(request, _CONTENT_TYPES[asked.form])
         following = Following(
             context=self._context,
-            files=self._files,
+            files=self._means.files,
             is_stale=asked.is_stale,
             has_kept=asked.has_kept,
             has_gaps=asked.form is not Form.BYTES,
             sender=sender,
         )
         await following.learn_attempts(selection)
-        answer = Answer(asked, selection, self._files, following, sender)
+        answer = Answer(asked, selection, means=self._means, following=following, sender=sender)
         await answer.look()
         try:
             await sender.begin()

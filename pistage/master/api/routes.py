@@ -14,6 +14,7 @@ from pistage import __version__
 from pistage.master.api import http
 from pistage.master.api.actions import ActionRoutes
 from pistage.master.api.agents import AgentRoutes
+from pistage.master.api.answering import Means
 from pistage.master.api.cluster import ClusterRoutes
 from pistage.master.api.context import Context
 from pistage.master.api.events import EventRoutes
@@ -23,6 +24,7 @@ from pistage.master.api.peers import PeerRoutes
 from pistage.master.api.queues import QueueRoutes
 from pistage.master.api.retention import RetentionRoutes
 from pistage.master.api.runs import RunRoutes
+from pistage.master.api.searching import SearchRoutes
 from pistage.master.api.why import WhyRoutes
 from pistage.master.copies import OUTPUT_PATH
 from pistage.master.founding import HELLO_PATH
@@ -45,10 +47,11 @@ class Route:
 
 def routes_of(context: Context) -> list[Route]:
     """Every route of a master."""
-    runs, why, output = RunRoutes(context), WhyRoutes(context), OutputRoutes(context)
+    runs, why = RunRoutes(context), WhyRoutes(context)
+    means = Means(context.settings.data_dir / "logs")
+    output, search = OutputRoutes(context, means), SearchRoutes(context, means)
     actions, queues, retention = ActionRoutes(context), QueueRoutes(context), RetentionRoutes(context)
     agents, cluster = AgentRoutes(context), ClusterRoutes(context)
-    peers = PeerRoutes(context)
     lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
     routes = [
         Route("POST", "/api/v1/runs", lead(runs.submit)),
@@ -63,6 +66,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("POST", "/api/v1/runs/{id}/pin", lead(retention.pin)),
         Route("POST", "/api/v1/runs/{id}/unpin", lead(retention.unpin)),
         Route("GET", "/api/v1/runs/{id}/logs", lead(output.logs)),
+        Route("GET", "/api/v1/logs", lead(search.search)),
         Route("GET", "/api/v1/runs/{id}/events", read(EventRoutes(context).events)),
         Route("PUT", "/api/v1/actions/{name}", lead(actions.put)),
         Route("GET", "/api/v1/actions/{name}", read(actions.show)),
@@ -84,13 +88,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/api/v1/cluster/snapshot", read(cluster.snapshot)),
         Route("POST", "/api/v1/cluster/transfer", lead(cluster.transfer)),
         Route("POST", "/api/v1/cluster/remove", lead(cluster.remove)),
-        Route("GET", "/agent/v1/session", sent_to_the_leader(context, context.sessions.serve)),
-        Route("GET", HELLO_PATH, peers.hello),
-        Route("GET", STREAM_PATH, peers.stream),
-        Route("POST", OUTPUT_PATH, peers.output),
-        Route("POST", JOIN_PATH, lead(peers.join)),
-        Route("GET", SNAPSHOT_PATH, peers.snapshot),
-        Route("GET", SNAPSHOT_PATH + "/{index}", peers.snapshot_part),
+        *_routes_of_members(context),
         Route("GET", "/livez", cluster.livez),
         Route("GET", "/readyz", cluster.readyz),
         Route("GET", "/metrics", cluster.metrics),
@@ -102,6 +100,20 @@ def routes_of(context: Context) -> list[Route]:
         return http.answer_cached(request, document)
 
     return [*routes, Route("GET", "/openapi.json", openapi_json)]
+
+
+def _routes_of_members(context: Context) -> list[Route]:
+    """What agents and other masters ask."""
+    peers, lead = PeerRoutes(context), partial(at_the_leader, context)
+    return [
+        Route("GET", "/agent/v1/session", sent_to_the_leader(context, context.sessions.serve)),
+        Route("GET", HELLO_PATH, peers.hello),
+        Route("GET", STREAM_PATH, peers.stream),
+        Route("POST", OUTPUT_PATH, peers.output),
+        Route("POST", JOIN_PATH, lead(peers.join)),
+        Route("GET", SNAPSHOT_PATH, peers.snapshot),
+        Route("GET", SNAPSHOT_PATH + "/{index}", peers.snapshot_part),
+    ]
 
 
 def openapi(routes: list[Route]) -> dict[str, Any]:

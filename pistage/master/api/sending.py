@@ -48,7 +48,10 @@ class Sender:
 
     async def add(self, text: str) -> None:
         """Send it, together with more of its kind: what is not sent by itself is by `flush`."""
-        data = text.encode("utf-8", "replace")
+        await self.add_bytes(text.encode("utf-8", "replace"))
+
+    async def add_bytes(self, data: bytes) -> None:
+        """The same for bytes."""
         self._held.append(data)
         self._held_bytes += len(data)
         if self._held_bytes >= SLICE_BYTES:

@@ -47,10 +47,10 @@ class _Begun:
 class Lines:
     """Pieces, each stream's in its order -> lines. Memory is bounded whatever is printed: long lines are read again."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
         self._begun: dict[Key, _Begun] = {}
         self._held_bytes = 0
-        self.number = 0  # of the line whose newline comes next
+        self.number = number  # of the line whose newline comes next
 
     def unknown(self, items: Collection[Item]) -> dict[int, set[StreamKey]]:
         """By source, streams in whose middle these pieces are, with nothing known of what is before: `begin` them."""

@@ -19,7 +19,7 @@ from tests.chaos.faults import Scene, caught_up
 from tests.chaos.group import Group, Shape, until
 from tests.chaos.network import Namespaces
 from tests.e2e import printing
-from tests.e2e.printing import Program, sum_of
+from tests.e2e.printing import Program, printed_by
 from tests.e2e.readback import (
     STREAMS,
     Gap,
@@ -219,7 +219,7 @@ async def trial(scene: Scene, harm: Harm, seconds: float, todo: Sequence[Work] =
         wrong += [f"{work.title}: {what}" for what in await _wrong_with(group, run, work.program, harm.costs, gaps)]
     for what in wrong:
         scene.fail(f"{harm.about}: {what}")
-    printed = sum(sum_of(work.program.parts(stream)).length for work in todo for stream in STREAMS)
+    printed = sum(printed_by(work.program, stream).length for work in todo for stream in STREAMS)
     found = Trial(about=harm.about, printed=printed, gaps=gaps, ended_s=ended_s, alike_s=alike_s, wrong=wrong)
     scene.say(told(found))
     return found

@@ -15,7 +15,7 @@ import aiohttp
 from pistage.master import records as index_of
 from pistage.master.records import StreamKey
 from pistage.master.sealed import SealedFile
-from tests.e2e.printing import Program, Sum, sum_of
+from tests.e2e.printing import Program, Sum, printed_by, sum_of
 
 STREAMS = {"stdout": 1, "stderr": 2}
 _READ_BYTES = 1 << 20
@@ -69,7 +69,7 @@ async def wrong_when_read(
         async for piece in pieces_of(http, url, run["id"], step["id"], stream, **query):
             length += len(piece)
             digest.update(piece)
-        read, printed = Sum(length, digest.hexdigest()), sum_of(program.parts(stream))
+        read, printed = Sum(length, digest.hexdigest()), printed_by(program, stream)
         if read != printed:
             place = await _first_difference(http, url, run, program, stream, **query)
             wrong.append(f"{run['id']} {program.title}, {stream} at {url}: {read} was read, {printed} printed; {place}")
@@ -113,7 +113,7 @@ def wrong_as_reported(run: Mapping[str, Any], program: Program) -> list[str]:
     wrong = []
     step = step_of(run)
     for stream in STREAMS:
-        printed = sum_of(program.parts(stream))
+        printed = printed_by(program, stream)
         said = Sum(step[f"{stream}_bytes"] or 0, step[f"{stream}_sha256"] or "")
         if said != printed:
             wrong.append(f"{run['id']} {program.title}, {stream}: its step says {said}, {printed} was printed")
@@ -189,7 +189,7 @@ def wrong_in_files(directories: Mapping[str, Path], run: Mapping[str, Any], prog
     """How the files of masters, by name, differ from what the program printed, and from each other."""
     wrong = _wrong_between(directories, run)
     for name, stream, one in _kept_by(directories, run, wrong):
-        printed = sum_of(program.parts(stream))
+        printed = printed_by(program, stream)
         if (one.sum, one.gaps) != (printed, []):
             wrong.append(f"{run['id']} {program.title}, {stream}, files of {name}: {one}, {printed} was printed")
     return wrong

@@ -374,6 +374,7 @@ class Tenure:
     async def _compare_with(self, feed: Feed) -> None:
         before = ""
         while True:
+            matching = {run.run_id: run.place(feed.node_id).match for run in self._runs.values() if run.is_open}
             question = Inventory(self.term, before, LISTED_AT_ONCE)
             answer = await self._courier.ask(feed.node_id, question, _FETCH_S)
             assert isinstance(answer, Extents), "the answer to that question"
@@ -391,21 +392,26 @@ class Tenure:
             gone = await self._dropped(differing) if differing else ()
             for run_id in differing:
                 if run_id not in gone:
-                    await self._mend(run_id, feed)
+                    _, count = pages[1].get(run_id, (0, 0))
+                    await self._mend(run_id, feed, count, has_lost=count < matching.get(run_id, 0))
             if not bound:
                 return
             before = bound
             await asyncio.sleep(_SWEEP_PAUSE_S)
 
-    async def _mend(self, run_id: str, feed: Feed) -> None:
+    async def _mend(self, run_id: str, feed: Feed, count: int, *, has_lost: bool) -> None:
         while len(self._wanted) + len(feed.due) > _SWEPT_AT_ONCE:
             if feed.trouble:
                 raise PistageError(Code.UNAVAILABLE, feed.trouble)
             await asyncio.sleep(_SWEEP_PAUSE_S)
         run = self._run(run_id)
+        place = run.place(feed.node_id)
+        if has_lost and run.is_open:  # what it had taken before it was asked: its disk is another, or was damaged
+            log.warning("run=%s master=%s has lost output: it gets it again", run_id, feed.node_id)
+            place.match = place.next = count
         if not run.is_open:
             self._want(run, is_written=True)
-        elif run.place(feed.node_id).match < run.count:
+        elif place.match < run.count:
             feed.offer(run)
 
 

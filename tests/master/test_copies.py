@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
@@ -376,6 +377,21 @@ async def test_runs_that_nobody_asks_about_are_mended_by_the_sweep(
 
 
 @pytest.mark.slow
+async def test_a_copy_that_is_gone_is_made_again_in_the_same_term(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pistage.master.tenure._SWEEP_EVERY_S", 0.05)
+    async with a_group(tmp_path, NAMES[:2]) as group:
+        leader = await group.elect("m1")
+        await put(leader, b"hello")
+        await group.stop("m2")
+        shutil.rmtree(tmp_path / "m2" / RUN)
+        await group.start("m2")
+        await until(lambda: group.content("m2") == b"hello")
+        assert await put(leader, b" world", 5) == 11
+        assert group.content("m2") == b"hello world"
+
+
 async def test_what_may_still_be_unsaid_is_not_shown(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         leader = await group.elect("m1")

@@ -39,11 +39,11 @@ WHERE: Final = [pytest.param(where, marks=marks_of(where)) for where in RUNTIMES
 
 
 @asynccontextmanager
-async def a_place(directory: Path, where: str) -> AsyncIterator[tuple[Group, Api]]:
+async def a_place(directory: Path, where: str, *master_flags: str) -> AsyncIterator[tuple[Group, Api]]:
     """A master, and an agent of that runtime."""
     await _require(directory, where)
     shape = Shape(
-        masters=1, agents=1, runtimes={"a1": RUNTIMES[where]},
+        masters=1, agents=1, runtimes={"a1": RUNTIMES[where]}, master_flags=master_flags,
         agent_flags=("--slots", "16", "--cpus", "8", "--memory", "4Gi", "--stop-grace", "1s"),
     )  # fmt: skip
     async with a_group(directory, shape) as group:

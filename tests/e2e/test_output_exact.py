@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.group import Group
+from pistage.core import limits
+from tests.chaos.group import PISTAGE, Group
 from tests.e2e import printing
 from tests.e2e.output_places import (
     IS_FULL,
@@ -21,9 +23,17 @@ from tests.e2e.output_places import (
     submit,
     witness_of,
 )
-from tests.e2e.printing import Program
+from tests.e2e.printing import Program, Sum, printed_by, sum_of
 from tests.e2e.processes import ended, until
-from tests.e2e.readback import pieces_of, step_of
+from tests.e2e.readback import (
+    STREAMS,
+    gaps_in,
+    pieces_of,
+    step_of,
+    wrong_as_reported,
+    wrong_but_for_gaps,
+    wrong_when_shown,
+)
 from tests.master.fakes import Api
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -66,6 +76,47 @@ async def test_a_gigabyte_is_read_back_to_the_byte(tmp_path: Path, kind: str, wh
 @pytest.mark.parametrize("where", WHERE)
 async def test_what_steps_print_is_read_back_to_the_byte(tmp_path: Path, where: str) -> None:
     await print_all(tmp_path, where, PROGRAMS, 60)
+
+
+async def test_what_the_command_line_writes_to_a_pipe_is_what_was_printed(tmp_path: Path) -> None:
+    async with a_place(tmp_path, "host") as (group, api):
+        programs = [printing.noise(4 * MB), printing.one_line(4 * MB), printing.both(10_000), printing.nothing()]
+        run_ids = [await submit(api, program.own()) for program in programs]
+        for run_id, program in zip(run_ids, programs, strict=True):
+            assert (await ended(api, run_id))["state"] == "succeeded"
+            for stream in STREAMS:
+                assert await piped(group, "logs", run_id, "--stream", stream) == printed_by(program, stream)
+
+
+async def piped(group: Group, *arguments: str) -> Sum:
+    """What a verb writes to its standard output."""
+    process = await asyncio.create_subprocess_exec(
+        *PISTAGE, *arguments, "--server", group.urls["m1"], env=group.environ,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    return sum_of([out])
+
+
+@pytest.mark.parametrize("where", WHERE)
+async def test_of_more_than_is_kept_the_head_and_the_tail_are_there(tmp_path: Path, where: str) -> None:
+    head = 2 * limits.MIB
+    async with a_place(tmp_path, where, "--step-log-max", str(head)) as (group, api):
+        programs = [printing.text(8 * MB), printing.noise(8 * MB)]
+        run_ids = [await submit(api, definition_of(program, where)) for program in programs]
+        for run_id, program in zip(run_ids, programs, strict=True):
+            run = await ended(api, run_id)
+            assert run["state"] == "succeeded", run
+            directory = group.data_dir("m1") / "logs" / run_id
+            assert wrong_but_for_gaps({"m1": directory}, run, program, "limit") + wrong_as_reported(run, program) == []
+            gaps = gaps_in(directory, run)
+            assert await wrong_when_shown(api.session, api.url, run, gaps) == []
+            *_, last = gaps["stdout"]
+            kept = printed_by(program, "stdout").length - last.length
+            assert head - limits.FRAME_BYTES_MAX <= last.place <= head
+            assert kept - last.place == limits.LOG_TAIL_BYTES_MAX
 
 
 @pytest.mark.parametrize("where", WHERE)

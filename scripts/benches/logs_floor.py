@@ -122,7 +122,11 @@ def _timed(client: subprocess.Popen[bytes], text: Text, gate: Gate, name: str) -
 def until_written(client: subprocess.Popen[bytes], count: int) -> None:
     """Until the program has written so much, by what the kernel counts; AssertionError if it ends before."""
     deadline = time.monotonic() + _WAIT_S
-    while written_bytes(client.pid) < count:
-        assert client.poll() is None, f"it ended with {client.returncode} after too little"
-        assert time.monotonic() < deadline, f"{written_bytes(client.pid):,} of {count:,} bytes after {_WAIT_S:g} s"
+    while True:
+        # In this order, for what has ended tells what it wrote until it is waited for.
+        is_over = os.waitid(os.P_PID, client.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        if (written := written_bytes(client.pid)) >= count:
+            return
+        assert not is_over, f"it ended after {written:,} of {count:,} bytes"
+        assert time.monotonic() < deadline, f"{written:,} of {count:,} bytes after {_WAIT_S:g} s"
         time.sleep(_POLL_S)

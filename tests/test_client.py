@@ -118,6 +118,31 @@ async def test_a_redirect_and_a_hint_lead_to_the_leader_with_the_token(serve: Se
     assert asked == ["Bearer t", "Bearer t"]
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_output_is_asked_of_the_leader_where_it_is_one_of_the_servers(serve: Serve, is_known: bool) -> None:
+    asked: list[str] = []
+
+    def master(name: str, leader: str) -> Handler:
+        async def answer(request: web.Request) -> web.Response:
+            asked.append(name)
+            headers = {"Pistage-Leader": leader} if leader else {}
+            if request.path.endswith("/logs"):
+                return web.Response(body=b"hello" if request.query.get("offset", "0") == "0" else b"", headers=headers)
+            return web.json_response({"id": "r", "finished_at": "2024-01-01T00:00:00Z"}, headers=headers)
+
+        return answer
+
+    def routes(answer: Handler) -> dict[str, Handler]:
+        return {"GET /runs/r": answer, "GET /runs/r/logs": answer}
+
+    leader = await serve(routes(master("leader", "")))
+    other = await serve(routes(master("other", leader + "/")))
+    async with Client([other, leader] if is_known else [other]) as client:
+        await client.fetch_run("r")
+        assert await collect(client.follow_bytes("r")) == b"hello"
+    assert asked[:2] == ["other", "leader" if is_known else "other"]
+
+
 async def test_what_the_master_refuses_arrives_as_the_same_error(serve: Serve) -> None:
     findings = [{"severity": "error", "message": "no name", "line": 1}]
 

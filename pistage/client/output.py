@@ -176,6 +176,7 @@ class Output:
         follow = {"follow": "1"} if is_followed else {}
         return Request(
             method="GET",
+            is_for_leader=True,
             path=f"{self._path}/logs",
             parameters={**selection.parameters(), **parameters, **follow},
             headers={"Accept": accept},

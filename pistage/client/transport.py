@@ -47,6 +47,7 @@ class Request:
     parameters: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    is_for_leader: bool = False  # who does not lead passes it on, byte by byte: ask the leader where it is known
 
 
 class Patience:
@@ -85,6 +86,7 @@ class Transport:
         self._session: aiohttp.ClientSession | None = None
         self._has_answered = False
         self._told_at: float | None = None
+        self._leader = ""  # as the last answer named it
 
     @property
     def server(self) -> str:
@@ -176,6 +178,8 @@ class Transport:
     async def _send(self, request: Request, silence_s: float) -> aiohttp.ClientResponse:
         """Ask the preferred master, and those it points to."""
         assert self._session is not None, "the client is used outside its `async with`"
+        if request.is_for_leader and self._leader in self._servers:  # another address may not be reached from here
+            self._prefer(self._leader)
         url = self.server + request.path
         for _ in range(_REDIRECTS_MAX):
             response = await self._session.request(
@@ -188,6 +192,7 @@ class Transport:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=silence_s),
             )
             self._has_answered = True
+            self._leader = response.headers.get("Pistage-Leader", self._leader).rstrip("/")
             if response.status not in {307, 308}:
                 return response
             url = urljoin(url, response.headers.get("Location", ""))

@@ -94,9 +94,10 @@ def after_reading_up(context: Context, handler: Handler) -> Handler:
 
 
 def freshness(context: Context) -> dict[str, str]:
-    """How far this master's state is, and how long ago it heard a leader (-1: never)."""
+    """How far this master's state is, who leads, and how long ago it was heard of (-1: never)."""
     contact_s = context.replica.leader_contact_s
-    return {
+    leader = context.url_of(context.replica.leader)
+    return ({LEADER: leader} if leader else {}) | {
         APPLIED: str(context.replica.applied_index),
         AGE: "-1" if contact_s is None else str(round(contact_s * 1000)),
     }

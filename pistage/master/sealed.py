@@ -160,7 +160,7 @@ class SealedFile:
         status = os.fstat(fd)
         self.identity = _identity(status)
         self._archived, directory = _checked(path, fd, status.st_size)
-        self._streams = _parsed(directory)
+        self._streams = _parsed(path, directory)
 
     @classmethod
     def open(cls, path: Path) -> SealedFile:
@@ -287,19 +287,28 @@ def _checked(path: Path, fd: int, size: int) -> tuple[tuple[str, str] | None, by
         raise _damaged(path, "the check sum of its directory is wrong")
     if magic == _MAGIC:
         return None, body
-    of_url, of_name = _NAMES.unpack_from(body)
-    names, directory = body[_NAMES.size :][: of_url + of_name], body[_NAMES.size + of_url + of_name :]
-    return (names[:of_url].decode(), names[of_url:].decode()), directory
+    try:
+        of_url, of_name = _NAMES.unpack_from(body)
+        names, directory = body[_NAMES.size :][: of_url + of_name], body[_NAMES.size + of_url + of_name :]
+        return (names[:of_url].decode(), names[of_url:].decode()), directory
+    except (struct.error, ValueError):
+        raise _damaged(path, "its names are none") from None
 
 
-def _parsed(directory: bytes) -> dict[Part, _Stream]:
+def _parsed(path: Path, directory: bytes) -> dict[Part, _Stream]:
+    """What a directory says, that may have come from another master: a read must find the blocks that it goes by."""
     streams: dict[Part, _Stream] = {}
     at = 0
-    while at < len(directory):
+    while len(directory) - at >= _STREAM.size:
         step, stream, number, length, sha256 = _STREAM.unpack_from(directory, at)
         at += _STREAM.size
         streams[str(step), stream] = _Stream(length, sha256, directory[at : at + number * _BLOCK.size])
         at += number * _BLOCK.size
+        if number != -(-length // BLOCK_BYTES):
+            at = -1
+            break
+    if at != len(directory):
+        raise _damaged(path, "its directory says what cannot be")
     return streams
 
 
@@ -354,7 +363,7 @@ def stub_of(url: str, name: str) -> tuple[bytes, Mapping[Part, Sealed]]:
         raise _damaged(Path(name), f"it is not whole in the archive {url}")
     names = url.encode(), name.encode()
     body = _NAMES.pack(*map(len, names)) + b"".join(names) + directory
-    streams = {part: Sealed(one.length, one.sha256.hex()) for part, one in _parsed(directory).items()}
+    streams = {part: Sealed(one.length, one.sha256.hex()) for part, one in _parsed(Path(name), directory).items()}
     return _STUB_MAGIC + body + _TAIL.pack(zlib.crc32(body), len(body), _MAGIC), streams
 
 

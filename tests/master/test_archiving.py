@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import os
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,8 +131,22 @@ async def test_a_master_that_comes_later_gets_stubs_not_the_bytes(tmp_path: Path
         assert await store.read(run["id"], (attempt_id, "1", 1), 5, 1 << 20) == LINES[5 : 5 + (1 << 20)]
     async with a_store(tmp_path / "m2") as store:
         assert (await store.survey(1, (run["id"],)))[0].count == fit.count
-        with pytest.raises(PistageError, match="not a stub"):
-            await store.extend(1, (replace(piece, run_id=wire.new_id(), stubs=((attempt_id, b"x"),)),))
+        for body in (
+            None,
+            b"",
+            b"\1\0\1\0\xff\xff",
+            b"\0" * 4 + b"x" * 80,
+            b"\0" * 4 + b"\1" * 47,
+            b"\0" * 4 + b"\0" * 8 + b"\1" * 40,
+            b"\0" * 4 + b"\0" * 7,
+        ):
+            poison = (
+                b"x"
+                if body is None
+                else b"stub..1\n" + body + struct.pack("<IQ8s", zlib.crc32(body), len(body), b"sealed1\n")
+            )
+            with pytest.raises(PistageError, match="not a stub"):
+                await store.extend(1, (replace(piece, run_id=wire.new_id(), stubs=((attempt_id, poison),)),))
 
 
 async def test_an_archive_that_is_away_is_said_and_what_is_there_is_stored_later(tmp_path: Path, url: str) -> None:

@@ -26,7 +26,7 @@ from pistage.master import blocks as blocks_of
 from pistage.master import records as index_of
 from pistage.master.blocks import Block
 from pistage.master.logrun import FilesSeen, Stream
-from pistage.master.logwriter import Appended, Bounds, LogWriter, Placed
+from pistage.master.logwriter import Appended, Bounds, FullDiskError, LogWriter, Placed
 from pistage.master.records import Record, StreamKey
 from pistage.master.signals import Signals
 from pistage.wire import Extent, Fetched, Fit, LogFrame, LogGap, Piece
@@ -83,7 +83,7 @@ class LogStore:
         return answers
 
     def _tell_of_the_disk(self, answers: Sequence[Any]) -> None:
-        refusals = [answer for answer in answers if isinstance(answer, PistageError) and answer.code is Code.STORAGE]
+        refusals = [answer for answer in answers if isinstance(answer, FullDiskError)]
         if bool(refusals) is not self._is_refusing:
             self._is_refusing = bool(refusals)
             if refusals:

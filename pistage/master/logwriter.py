@@ -66,6 +66,10 @@ class Bounds:
     free_bytes_min: int
 
 
+class FullDiskError(PistageError):
+    """Nothing is taken for now; `storage`."""
+
+
 class LogWriter:
     """Every method belongs to the thread. PistageError `storage` while the disk is full; other OSErrors are fatal."""
 
@@ -426,8 +430,8 @@ def _full_or_fatal(error: OSError) -> Exception:
     return _disk_full() if error.errno in {errno.ENOSPC, errno.EDQUOT} else error
 
 
-def _disk_full() -> PistageError:
-    return PistageError(
+def _disk_full() -> FullDiskError:
+    return FullDiskError(
         Code.STORAGE, "the master's disk is full", hint="free some space on it; the step waits, and goes on then"
     )
 

@@ -455,7 +455,9 @@ async def test_what_comes_late_makes_it_plain_again_and_is_sealed_with_it(tmp_pa
         assert await place.read() == b"hello world"
 
 
-async def test_what_comes_late_to_damage_is_refused_and_other_frames_beside_it_are_taken(tmp_path: Path) -> None:
+async def test_what_comes_late_to_damage_is_refused_and_other_frames_beside_it_are_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with a_place(tmp_path) as place:
         await place.put(TEXT)
         place.told.ended(ATTEMPT, TEXT)
@@ -467,6 +469,7 @@ async def test_what_comes_late_to_damage_is_refused_and_other_frames_beside_it_a
         assert isinstance(answers[0], PistageError)
         assert answers[0].code is Code.STORAGE
         assert answers[1] == Appended(5)
+        assert "steps wait" not in caplog.text  # as they do for a disk that is full
 
 
 async def a_piece_of_another_leader(directory: Path, text: bytes) -> wire.Piece:

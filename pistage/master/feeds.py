@@ -182,7 +182,7 @@ class Feed:
                 self.forget(run.run_id)
                 continue
             batch.append((run, piece))
-            left -= len(piece.data) + len(piece.records)
+            left -= len(piece.data) + len(piece.records) + sum(len(stub) for _, stub in piece.stubs)
             if left <= 0:
                 break
         if not batch:

@@ -287,8 +287,8 @@ Stubs = tuple[tuple[str, bytes], ...]
 def read_piece(directory: Path, start: int, end: int, bytes_max: int) -> tuple[bytes, bytes, bytes, Stubs]:
     """The record before `start`, records from there on, before `end`, and their bytes: at most `bytes_max`, or one.
 
-    Of attempts that are in the archive alone there are stubs instead. PistageError `storage` where the files hold
-    less than the index says.
+    Of attempts that are in the archive alone there are stubs instead, which count as bytes. PistageError `storage`
+    where the files hold less than the index says.
     """
     index = directory / "index"
     before = read_raw(index, start - 1, 1) if start else b""
@@ -297,11 +297,15 @@ def read_piece(directory: Path, start: int, end: int, bytes_max: int) -> tuple[b
     taken: list[Record] = []
     size = 0
     for record in unpack(raw):
-        if record.kept and record.attempt_id not in stubs:
-            stubs[record.attempt_id] = _read_stub(directory, record.attempt_id)
-        size += record.kept if not stubs.get(record.attempt_id) else 0
+        stub = stubs.get(record.attempt_id)
+        if record.kept and stub is None:
+            stub = _read_stub(directory, record.attempt_id)
+            size += len(stub)
+        size += record.kept if not stub else 0
         if taken and size > bytes_max:
             break
+        if stub is not None:
+            stubs[record.attempt_id] = stub
         taken.append(record)
     here = [record for record in taken if not stubs.get(record.attempt_id)]
     data = b"".join(read_bytes(directory, key, place, length) for key, place, length in spans(here))

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -90,6 +91,21 @@ async def test_a_piece_is_a_record_at_least(tmp_path: Path) -> None:
         for offset in range(2):
             await put(store, a_frame(b"x", offset))
         assert len((await store.piece(RUN, 0, 2, 1)).records) == RECORD_BYTES
+
+
+async def test_stubs_count_toward_what_a_piece_may_hold(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        attempts = [wire.new_id() for _ in range(4)]
+        for attempt in attempts:
+            await put(store, a_frame(b"x", attempt=attempt))
+        for attempt in attempts:
+            shutil.rmtree(tmp_path / RUN / attempt)
+            (tmp_path / RUN / f"{attempt}.stub").write_bytes(b"s" * 400)
+        for start, taken in ((0, attempts[:2]), (2, attempts[2:])):
+            piece = await store.piece(RUN, start, 4, 1_000)
+            assert len(piece.records) == 2 * RECORD_BYTES
+            assert [attempt for attempt, _ in piece.stubs] == taken
+        assert len((await store.piece(RUN, 0, 4, 300)).records) == RECORD_BYTES
 
 
 async def test_streams_steps_and_attempts_are_kept_apart(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class FakeStore:
     def __init__(self, *, run_bytes_max: int = 1 << 40, step_bytes_max: int = 1 << 40) -> None:
         self.run_bytes_max, self.step_bytes_max = run_bytes_max, step_bytes_max
         self.streams: defaultdict[Key, FakeStream] = defaultdict(FakeStream)
-        self.records = 0
+        self.records = self.tails = 0
 
     def append(self, frame: LogFrame | LogGap) -> LogAck:
         key = (frame.attempt_id, frame.step, frame.stream)
@@ -77,14 +77,16 @@ class FakeStore:
                 length = max(0, frame.length - known)
                 last = stream.gaps[-1] if stream.gaps else None
                 is_known = last is not None and (last[0], last[1] + last[2]) == (frame.reason, stream.end)
-                if not length and (frame.length or is_known):
+                if not length and (known > 0 or is_known):
                     return True
-                if self.records * RECORD_BYTES > 2 * self.run_bytes_max:
+                makes_room = frame.reason is GapReason.LIMIT and length > 0
+                if makes_room and self.tails >= max(64, self.run_bytes_max // limits.LOG_TAIL_BYTES_MAX):
                     return False
                 stream.gaps.append((frame.reason, stream.end, length))
                 stream.end += length
-                if frame.reason is GapReason.LIMIT and length:
+                if makes_room:
                     stream.tail = 0
+                    self.tails += 1
         stream.cuts.append(before)
         self.records += 1
         return True

@@ -81,9 +81,11 @@ async def live_runs(snapshot: Snapshot, agent_id: str) -> list[str]:
     return [row[0] for row in rows]
 
 
-async def run_of_attempt(snapshot: Snapshot, attempt_id: str, agent_id: str) -> str | None:
-    """The run of an attempt of this agent; None if it is another's or nobody's."""
-    run_id = await snapshot.value("SELECT run_id FROM attempt WHERE id = ? AND agent_id = ?", (attempt_id, agent_id))
+async def run_of_attempt(snapshot: Snapshot, attempt_id: str, agent_id: str, *, is_live: bool = False) -> str | None:
+    """The run of an attempt of this agent; None if it is another's or nobody's, or, if that is asked, has ended."""
+    live = " AND state IN ('queued', 'running')" if is_live else ""
+    sql = f"SELECT run_id FROM attempt WHERE id = ? AND agent_id = ?{live}"
+    run_id = await snapshot.value(sql, (attempt_id, agent_id))
     return None if run_id is None else str(run_id)
 
 

@@ -284,7 +284,7 @@ class _Link:
     async def _record(self) -> None:
         while True:
             report = await self._reports.get()
-            foreign = [e.attempt_id for e in report.events if await self._run_of(e.attempt_id) is None]
+            foreign = [e.attempt_id for e in report.events if not await self._is_own(e.attempt_id)]
             own = tuple(event for event in report.events if event.attempt_id not in foreign)
             refused = list(foreign)
             if own:
@@ -297,9 +297,9 @@ class _Link:
 
     async def _append(self, frame: wire.LogFrame | wire.LogGap) -> None:
         key = (frame.attempt_id, frame.step, frame.stream)
-        run_id = await self._run_of(frame.attempt_id)
+        run_id = await self._live_run_of(frame.attempt_id)
         if run_id is None:
-            self._refuse(key, "this attempt is not the agent's", is_final=True)
+            self._refuse(key, "this attempt is not the agent's, or has ended", is_final=True)
             return
         try:
             safe = await self._copies.append(run_id, frame)
@@ -341,12 +341,19 @@ class _Link:
         except asyncio.QueueFull:
             raise ConnectionError("the agent reads too slowly") from None
 
-    async def _run_of(self, attempt_id: str) -> str | None:
+    async def _is_own(self, attempt_id: str) -> bool:
+        return attempt_id in self._session.run_of or await self._looked_up(attempt_id) is not None
+
+    async def _live_run_of(self, attempt_id: str) -> str | None:
+        """The run of an attempt that goes on: of one that has ended all output was acknowledged before."""
         known = self._session.run_of
         if attempt_id not in known:
-            async with self._replica.reader.snapshot() as snapshot:
-                run_id = await reads.run_of_attempt(snapshot, attempt_id, self._session.agent_id)
+            run_id = await self._looked_up(attempt_id, is_live=True)
             if run_id is None:
                 return None
             known[attempt_id] = run_id
         return known[attempt_id]
+
+    async def _looked_up(self, attempt_id: str, *, is_live: bool = False) -> str | None:
+        async with self._replica.reader.single() as snapshot:
+            return await reads.run_of_attempt(snapshot, attempt_id, self._session.agent_id, is_live=is_live)

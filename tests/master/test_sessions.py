@@ -1,6 +1,7 @@
 """Sessions and dispatch: what an agent is told, what is taken from it, and what a restart on either side changes."""
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -187,6 +188,25 @@ async def test_an_agent_cannot_speak_of_anothers_attempt(tmp_path: Path) -> None
             assert refused.is_final
         assert (await api.run(run["id"]))["state"] == "running"
         assert await api.call("GET", f"/api/v1/runs/{run['id']}/logs") == (200, "")
+
+
+async def test_to_an_attempt_that_has_ended_nothing_is_added(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        run = await api.submit()
+        assign = await agent.receive(wire.Assign)
+        await agent.accept(assign)
+        await agent.print(assign, b"all of it\n")
+        await agent.finish(assign, length=10)
+        async with an_agent(api, agent.id) as (again, _):
+            for one in (agent, again):
+                frame = wire.LogFrame(
+                    attempt_id=assign.attempt_id, step="1", stream=1, offset=10, at=1, data=b"and more"
+                )
+                with contextlib.suppress(ConnectionError):  # the older session is over
+                    await one.send(frame)
+            assert (await again.receive(wire.LogRefused)).is_final
+            assert (await again.finish(assign, length=10)).refused == ()  # said again, it is no news
+        assert await api.call("GET", f"/api/v1/runs/{run['id']}/logs") == (200, "all of it\n")
 
 
 async def test_a_new_session_of_an_agent_replaces_its_old_one(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ async def test_a_container_that_ended_meanwhile_is_read_to_its_end(
 ) -> None:
     text = "echo begin; sleep 1; head -c 300000 /dev/urandom | tee /tmp/c; sha256sum </tmp/c >&2; exit 3"
     assign = await master.assign(task(script(text), *([script("true", id="2")] if is_shared else [])))
-    await master.until(lambda: b"begin" in master.stdout(assign.attempt_id))
+    await master.until(lambda: b"begin" in master.stdout(assign.attempt_id) and bool(started(master, assign)))
     docker.kill()
     if not is_shared:
         client = Engine(engine)

@@ -16,6 +16,7 @@ from pistage.agent.runtimes.base import Command, ExecutionError, Notebook, Place
 from pistage.agent.runtimes.binds import BindPolicy
 from pistage.agent.runtimes.devices import AttemptGpus
 from pistage.agent.runtimes.docker_images import Images
+from pistage.agent.runtimes.docker_log import ContainerLog
 from pistage.agent.runtimes.docker_objects import Objects
 from pistage.agent.runtimes.docker_own import OwnProcess, wait_for_engine
 from pistage.agent.runtimes.docker_services import Services
@@ -62,6 +63,7 @@ class DockerRuntime:
                 version = await self.engine.connect()
                 break
             except (EngineGoneError, EngineError) as error:
+                self.engine.note_absence()  # of what an agent before this one had started
                 if not has_said:
                     log.warning("%s", missing_engine(self.engine.address, error))
                 has_said = True
@@ -228,7 +230,7 @@ class DockerPlace:
         name = f"{self._prefix}-{context.id}"
         if command.is_resumed:
             self._made.add(name)
-            return await self._found(name)
+            return await self._found(name, command)
         await self._runtime.images.ensure(context.image, context.auth)
         spec = policy.ContainerSpec(
             image=context.image,
@@ -240,15 +242,21 @@ class DockerPlace:
         )
         container = await self._create_step(context, spec)
         if container is None:
-            return await self._found(name)
-        return await OwnProcess.start(self._engine, container, loses_newlines=self._runtime.loses_newlines)
+            return await self._found(name, command)
+        return await OwnProcess.start(self._engine, self._log_of(container, command))
 
-    async def _found(self, name: str) -> Running:
+    def _log_of(self, container: str, command: Command) -> ContainerLog:
+        return ContainerLog(
+            self._engine, container, self._notebook, command.key,
+            loses_newlines=self._runtime.loses_newlines, outlives_engine=self._runtime.log_driver != "local",
+        )  # fmt: skip
+
+    async def _found(self, name: str, command: Command) -> Running:
         """The container that an agent before this one made."""
         known = await self._engine.inspect(name)
         if known is None:
             raise ExecutionError(FailureClass.LOST, "its container is gone: something other than Pistage removed it")
-        return OwnProcess(self._engine, known["Id"], None, loses_newlines=self._runtime.loses_newlines)
+        return OwnProcess(self._engine, self._log_of(known["Id"], command), None)
 
     async def _create_step(self, context: Context, spec: policy.ContainerSpec) -> str | None:
         """Make a context's container; its id, or None where an agent before this one has made it already."""

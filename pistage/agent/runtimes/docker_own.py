@@ -9,8 +9,8 @@ import time
 from aiodocker.stream import Stream
 
 from pistage.agent.runtimes.base import STDERR, STDOUT, ExecutionError, Exit, Sink
+from pistage.agent.runtimes.docker_log import ContainerLog, Heard
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
-from pistage.agent.runtimes.loglines import LineMender
 from pistage.core.plan import FailureClass
 
 ENGINE_RETURN_S = 30.0
@@ -19,22 +19,29 @@ _ENGINE_POLL_S = 0.5
 _STALL_S = 1.0
 #: A container ends when its output does, or a moment later; if not, it has closed its output, or the connection broke.
 _END_DELAY_S = 0.5
+_END_DELAY_MAX_S = 10.0  # then the log is read again, from its beginning
+#: The connection on which absences are noticed breaks in the same moment as ours.
+_NOTICE_S = 0.25
+#: What a client that is attached is brought so long after an absence did not come through an engine that ended.
+_OUTLIVED_S = 5.0
 _KILLED = frozenset({137, 143, 255})  # what a container that was running is left with when its engine dies
 
 
 class OwnProcess:
-    """A container with one command."""
+    """A container with one command. `absences` is how often its engine had gone away before it was started."""
 
-    def __init__(self, engine: Engine, container: str, stream: Stream | None, *, loses_newlines: bool) -> None:
+    def __init__(self, engine: Engine, log: ContainerLog, stream: Stream | None, *, absences: int = 0) -> None:
         self._engine = engine
-        self.container = container
+        self.container = log.container
+        self._log = log
         self._stream = stream
-        self._loses_newlines = loses_newlines
-        self._absences = engine.absences
+        self._heard: dict[int, Heard] = {}
+        self._before = self._seen = absences
 
     @classmethod
-    async def start(cls, engine: Engine, container: str, *, loses_newlines: bool) -> OwnProcess:
+    async def start(cls, engine: Engine, log: ContainerLog) -> OwnProcess:
         """Attach, then start."""
+        container, absences = log.container, engine.absence_count
         stream = await engine.attach(container)
         try:
             await engine.start(container)
@@ -44,20 +51,30 @@ class OwnProcess:
         except BaseException:
             await close(stream)
             raise
-        return cls(engine, container, stream, loses_newlines=loses_newlines)
+        return cls(engine, log, stream, absences=absences)
 
     async def ended(self, sink: Sink) -> Exit:
         """See `Running`."""
-        is_exact = await self._listen(sink)
+        was_attached, is_exact = self._stream is not None, await self._listen(sink)
+        if was_attached and not is_exact:
+            await asyncio.sleep(_NOTICE_S)
+        wait_s = _END_DELAY_S
         while True:
             try:
-                if is_exact and (code := await self._end_soon()) is not None:
+                if is_exact and (code := await self._end_soon(wait_s)) is not None:
                     return await self._exit(code)
                 # The log holds everything from the start, and the sink knows what it has of it.
-                await self._replay(sink)
-                return await self._exit(await self._engine.wait(self.container))
+                is_exact = False
+                self._note_absences()
+                await self._log.tell(sink)
+                if (code := await self._end_soon(wait_s)) is not None:
+                    await self._log.complete(sink)
+                    return await self._exit(code)
+                wait_s = min(2 * wait_s, _END_DELAY_MAX_S)
             except EngineGoneError as gone:
                 is_exact = False
+                await asyncio.sleep(_NOTICE_S)
+                self._note_absences()  # before the engine is back, for an agent that comes after this one
                 await wait_for_engine(self._engine, gone)
             except EngineError as error:
                 raise ExecutionError(FailureClass.LOST, f"its container is gone: {error.message}") from None
@@ -67,13 +84,15 @@ class OwnProcess:
         stream, self._stream = self._stream, None
         if stream is None:
             return False
-        offsets = {STDOUT: 0, STDERR: 0}
+        self._heard = {STDOUT: Heard(), STDERR: Heard()}
         is_exact = True
         try:
             while (message := await stream.read_out()) is not None:
-                began = time.monotonic()
-                await sink.write(message.stream, offsets[message.stream], message.data)
-                offsets[message.stream] += len(message.data)
+                began, heard = time.monotonic(), self._heard[message.stream]
+                if is_exact:
+                    self._outlive(began)
+                await sink.write(message.stream, heard.length, message.data)
+                heard.add(message.data)
                 is_exact = is_exact and time.monotonic() - began < _STALL_S
         except (OSError, EngineGoneError):
             return False
@@ -82,36 +101,33 @@ class OwnProcess:
             await close(stream)
         return is_exact
 
-    async def _end_soon(self) -> int | None:
+    def _outlive(self, now: float) -> None:
+        """Something came: the absences of a while ago were those of something between us and the engine."""
+        while absences := self._engine.absences_after(self._seen):
+            if now - absences[0][1] < _OUTLIVED_S:
+                return
+            self._seen += 1
+
+    def _note_absences(self) -> None:
+        for at_ns, _ in self._engine.absences_after(self._seen):
+            self._log.note_absence(at_ns, self._heard)
+            self._heard = {}  # by the next one, nobody was attached any more
+        self._seen = self._engine.absence_count
+
+    async def _end_soon(self, wait_s: float) -> int | None:
         try:
-            async with asyncio.timeout(_END_DELAY_S):
+            async with asyncio.timeout(wait_s):
                 return await self._engine.wait(self.container)
         except TimeoutError:
             return None
 
     async def _exit(self, code: int) -> Exit:
-        if code in _KILLED and self._engine.absences != self._absences:
+        if code in _KILLED and (self._log.has_absences or self._engine.absence_count != self._before):
             raise ExecutionError(FailureClass.LOST, "the engine went away and took the container with it")
         if code != 137:
             return Exit(code=code)
         known = await self._engine.inspect(self.container) or {}
         return Exit(code=code, is_oom=bool(known.get("State", {}).get("OOMKilled")))
-
-    async def _replay(self, sink: Sink) -> None:
-        """The log from its beginning, for as long as the container runs."""
-        menders = {number: LineMender(loses_newlines=self._loses_newlines) for number in (STDOUT, STDERR)}
-        offsets = {STDOUT: 0, STDERR: 0}
-        has_advanced = {STDOUT: False, STDERR: False}
-        async for stream, message in self._engine.logs(self.container, is_following=True):
-            text = menders[stream].feed(message)
-            offset, offsets[stream] = offsets[stream], offsets[stream] + len(text)
-            has_advanced[stream] = offsets[stream] > sink.length_of(stream)
-            if text:
-                await sink.write(stream, offset, text)
-        for stream, mender in menders.items():
-            # What the attached stream brought was exact: only an end that came from the log may lack its newline.
-            if has_advanced[stream] and (newline := mender.finish()):
-                await sink.write(stream, offsets[stream], newline)
 
     async def signal(self, name: str) -> None:
         """See `Running`."""

@@ -11,8 +11,11 @@ import base64
 import json
 import os
 import struct
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import aiodocker
@@ -26,6 +29,7 @@ DEFAULT = "unix:///var/run/docker.sock"
 _HEADER = struct.Struct(">BxxxL")
 _NO_CONNECTION = 900  # aiodocker's word for it
 _WATCH_AGAIN_S = 0.5
+_ABSENCES_MAX = 1_000  # that are remembered; nobody's command outlives as many
 _CALL_TIMEOUT_S = 120.0  # a kill or a removal waits for the kernel; nothing else takes this long
 
 
@@ -48,7 +52,8 @@ class Engine:
     def __init__(self, address: str) -> None:
         self.address = address or os.environ.get("DOCKER_HOST") or DEFAULT
         self.api_version = (0, 0)
-        self.absences = 0  # how often the engine has been seen to go away
+        self.absence_count = 0  # how often the engine has been seen to go away
+        self._absences: deque[tuple[int, int, float]] = deque(maxlen=_ABSENCES_MAX)
         self.is_away = False  # as far as `watch` has seen
         self._docker: aiodocker.Docker | None = None
         self._connector: aiohttp.BaseConnector | None = None
@@ -103,9 +108,32 @@ class Engine:
             except EngineError:
                 self.is_away = False
                 return  # an engine that has no such events
-            self.absences += 1
-            self.is_away = True
+            self.note_absence()
             await asyncio.sleep(_WATCH_AGAIN_S)
+
+    def note_absence(self) -> None:
+        """It is away now; asked again before it is back, nothing happens."""
+        if not self.is_away:
+            self.is_away = True
+            self.absence_count += 1
+            self._absences.append((self.absence_count, time.time_ns(), time.monotonic()))
+
+    def absences_after(self, count: int) -> list[tuple[int, float]]:
+        """When it went away, but for the first `count` times: nanoseconds UTC and monotonic seconds, by our clocks."""
+        return [(at_ns, at_s) for number, at_ns, at_s in self._absences if number > count]
+
+    async def clock_ahead_ns(self) -> int:
+        """How far its clock is ahead of ours."""
+        if self.socket_path is not None:
+            return 0
+        before_ns = time.time_ns()
+        info = await self.json("GET", "info")
+        between_ns = (before_ns + time.time_ns()) // 2
+        try:
+            told = datetime.fromisoformat(str(info["SystemTime"]))
+        except (KeyError, ValueError):
+            return 0
+        return int(told.timestamp() * 1_000_000) * 1_000 - between_ns
 
     # --- calls ----------------------------------------------------------------------------------------------
 
@@ -171,12 +199,16 @@ class Engine:
             raise EngineGoneError(str(error) or type(error).__name__) from None
         return stream
 
-    async def logs(self, container: str, *, is_following: bool) -> AsyncIterator[tuple[int, bytes]]:
-        """The frames of a container's log from its beginning, each a message with its time before it.
+    async def logs(
+        self, container: str, *, is_following: bool, tail: int | None = None
+    ) -> AsyncIterator[tuple[int, bytes]]:
+        """The frames of a container's log from its beginning, or the last ones, each a message with its time before it.
 
-        Ends at the end of the log; a connection that breaks raises EngineGoneError.
+        Ends at the end of the log, which an engine that was restarted sometimes finds too early when it follows; a
+        connection that breaks raises EngineGoneError.
         """
         query = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": "1" if is_following else "0"}
+        query |= {} if tail is None else {"tail": str(tail)}
         async with self._request("GET", f"containers/{container}/logs", query=query) as response:
             rest = b""
             async for chunk in response.content.iter_any():

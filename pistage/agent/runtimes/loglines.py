@@ -7,8 +7,16 @@ a long last line is taken to have ended as lines do.
 
 from __future__ import annotations
 
-_TIME_BYTES = 31  # RFC 3339 with nine digits, and a space
+from datetime import datetime
+
 _CUT_BYTES = 16 * 1024
+
+
+def time_of(message: bytes) -> int:
+    """When the engine read it: nanoseconds UTC, by its clock."""
+    written = message[: message.index(b" ")].decode()  # RFC 3339 with nine digits, in the engine's own time zone
+    seconds, nanoseconds, zone = written[:19], written[20:29], written[29:]
+    return int(datetime.fromisoformat(seconds + zone).timestamp()) * 1_000_000_000 + int(nanoseconds)
 
 
 class LineMender:
@@ -21,7 +29,8 @@ class LineMender:
 
     def feed(self, message: bytes) -> bytes:
         """The stream's bytes that `message`, which begins with its time, adds to it."""
-        at, text = message[:_TIME_BYTES], message[_TIME_BYTES:]
+        space = message.index(b" ")
+        at, text = message[:space], message[space + 1 :]
         lost = b""
         if self._loses_newlines and self._open_since not in {None, at}:
             lost = b"\n"

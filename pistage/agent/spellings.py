@@ -20,6 +20,7 @@ _HTML_IN_JSON = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 _TO_URL_SAFE = str.maketrans("+/", "-_")
 #: Of the base64 of bytes that 0, 1 or 2 others stand before: how many characters are made of those, too.
 _FOREIGN_CHARS = (0, 2, 3)
+_BASE64_WIDTHS = (64, 76)  # of lines: PEM (RFC 7468) and openssl, MIME (RFC 2045) and coreutils
 
 
 def spellings_of(secret: str) -> frozenset[bytes]:
@@ -52,6 +53,19 @@ def _in_base64(raw: bytes) -> Iterator[str]:
         for text in {own, whole, padded}:
             yield text
             yield text.translate(_TO_URL_SAFE)
+        for text in {own, padded}:
+            yield from _in_lines(text, foreign)
+
+
+def _in_lines(text: str, foreign: int) -> Iterator[str]:
+    """The same as tools fold it, wherever in a line it begins: at a group of four, or behind `foreign` ones of that."""
+    for width in _BASE64_WIDTHS:
+        for column in range(foreign, width, 4):
+            first, rest = text[: width - column], text[width - column :]
+            if rest:
+                lines = [first, *(rest[at : at + width] for at in range(0, len(rest), width))]
+                yield "\n".join(lines)
+                yield "\r\n".join(lines)
 
 
 def _in_urls(value: str) -> Iterator[str]:

@@ -100,6 +100,20 @@ def test_of_base64_nothing_is_left_that_the_secret_alone_decides(encode, before:
     assert masked([SECRET], [encoded]) == begin + b"***" + end
 
 
+@pytest.mark.parametrize("width", [64, 76])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("secret", [SECRET, SECRET * 9])
+def test_base64_that_is_folded_hides_nothing_wherever_the_fold_is(secret: str, width: int, newline: bytes) -> None:
+    for before in range(60):
+        for after in (0, 5):
+            encoded = base64.b64encode(b"u" * before + secret.encode() + b"v" * after)
+            lines = [encoded[at : at + width] for at in range(0, len(encoded), width)]
+            begin = encoded[: -(-8 * before // 6)]
+            end = encoded[8 * (before + len(secret.encode())) // 6 :] if after else b""
+            folded = newline.join(lines) + newline
+            assert masked([secret], [folded]).replace(newline, b"") == begin + b"***" + end
+
+
 def test_base64_that_is_not_padded_is_masked_to_its_end() -> None:
     for length in range(8, 12):
         secret = "abcdefghijkl"[:length]

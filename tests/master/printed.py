@@ -57,7 +57,13 @@ class Told:
         return bool(self.frame.reason)
 
 
-def some_frames(chance: random.Random, count: int, *, pieces: Sequence[bytes] | None = None) -> list[Frame]:
+def some_frames(
+    chance: random.Random,
+    count: int,
+    *,
+    pieces: Sequence[bytes] | None = None,
+    reasons: Sequence[str] = ("limit", "lost"),
+) -> list[Frame]:
     """Frames of several streams, lines cut anywhere, clocks that differ, and gaps."""
     known = [(task, step, stream) for task in TASKS for step in ("1", "2") for stream in (1, 2)]
     keys = chance.sample(known, chance.randint(1, 5))
@@ -70,7 +76,7 @@ def some_frames(chance: random.Random, count: int, *, pieces: Sequence[bytes] | 
         at = BEGIN + number * 100 + skew[key] + chance.randint(-50, 50)
         if chance.random() < 0.06:
             # The second of two that say the same of the same place is taken for a repeat.
-            reason = chance.choice(["limit", "lost"] if key in engine_gaps else [*REASONS])
+            reason = chance.choice([*reasons] if key in engine_gaps else [*reasons, "engine"])
             engine_gaps.add(key)
             missing = 0 if reason == "engine" else chance.randint(1, 5000)
             frames.append(Frame(number, *key, ends[key], at, b"", reason, missing))
@@ -100,7 +106,7 @@ async def print_all(agent: FakeAgent, assigns: dict[str, wire.Assign], frames: S
             await agent.send(wire.LogFrame(**place, data=frame.data))
     for _ in frames:
         while (ack := await agent.receive(wire.LogAck)).is_gap:
-            raise AssertionError(ack)
+            raise AssertionError((ack, [kept for kept in agent._kept if not isinstance(kept, wire.LogAck)]))
 
 
 @dataclass(frozen=True, slots=True)

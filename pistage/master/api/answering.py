@@ -11,10 +11,12 @@ from typing import Final, assert_never
 
 from pistage.core import limits
 from pistage.errors import Code, PistageError
-from pistage.master.api.asked import Asked, Form
+from pistage.master.api.asked import WITHOUT_LIMIT, Asked, Form
+from pistage.master.api.eventstream import EventStream
 from pistage.master.api.following import Following
 from pistage.master.api.forms import Flow, Shapes
 from pistage.master.api.sending import Sender
+from pistage.master.api.tails import Tails
 from pistage.master.api.telling import LineTeller, events_of
 from pistage.master.reading.files import Files
 from pistage.master.reading.gaps import RETENTION
@@ -22,13 +24,13 @@ from pistage.master.reading.heads import Head, heads_of
 from pistage.master.reading.lines import Line, Lines, open_lines
 from pistage.master.reading.locate import By, Layout, Place
 from pistage.master.reading.search import Search, Searchers
-from pistage.master.reading.selection import FOREVER, Selection
+from pistage.master.reading.selection import FOREVER, SOURCE_RECORDS_MAX, Selection
+from pistage.master.reading.turns import Turns
 from pistage.master.reading.walk import Batch, Item, Walk, by_time, limited, with_data
 from pistage.master.records import StreamKey
 
 _READ_BYTES: Final = 256 * limits.KIB  # at a time, for one reader
 _LINES_AT_ONCE: Final = 256
-_WITHOUT_LIMIT: Final = 1 << 62
 
 
 class Means:
@@ -37,18 +39,19 @@ class Means:
     def __init__(self, directory: Path) -> None:
         self.files = Files(directory)
         self.searchers = Searchers()
-        self._readers = 0
+        self.turns = Turns()
+        self.tails = Tails(self.files, self.turns)
 
     @contextmanager
     def reader(self) -> Iterator[None]:
         """One more reader in the block. PistageError `unavailable` where there are too many."""
-        if self._readers >= limits.READERS_MAX:
-            raise PistageError(Code.UNAVAILABLE, f"{self._readers} others read output here now", hint="try again")
-        self._readers += 1
+        if self.turns.readers >= limits.READERS_MAX:
+            raise PistageError(Code.UNAVAILABLE, f"{limits.READERS_MAX} others read output here now", hint="try again")
+        self.turns.readers += 1
         try:
             yield
         finally:
-            self._readers -= 1
+            self.turns.readers -= 1
 
 
 class Answer:
@@ -58,7 +61,7 @@ class Answer:
         self, asked: Asked, selection: Selection, *, means: Means, following: Following, sender: Sender
     ) -> None:
         self._asked, self._selection = asked, selection
-        self._files, self._searchers = means.files, means.searchers
+        self._means, self._files, self._searchers = means, means.files, means.searchers
         self._following, self._sender = following, sender
         self._start = Place()
         self._owed = 0  # bytes or lines that are still to come before the first that is wanted
@@ -69,6 +72,10 @@ class Answer:
 
     async def look(self) -> None:
         """Find where to begin. PistageError where that is not known, or not to be had from this master."""
+        if self._asked.is_simple_stream:  # a thousand of them may come at the same time
+            await self._following.readable(self._selection.run_id)
+            self._start = Place(*divmod(self._asked.offset, SOURCE_RECORDS_MAX), self._asked.part)
+            return
         self._layout = await self._following.layout(self._selection)
         await self._files.do(self._find_start)
         if self._asked.pattern is not None:
@@ -93,6 +100,8 @@ class Answer:
         """All of it."""
         if self._asked.has_lines:
             return await self._tell_lines()
+        if self._asked.form is Form.EVENTS and self._asked.limit == WITHOUT_LIMIT:
+            return await self._stream()
         async with aclosing(self._batches()) as batches:
             match self._asked.form:
                 case Form.BYTES:
@@ -117,7 +126,7 @@ class Answer:
             is_followed=asked.is_followed,
             has_all_times=asked.has_lines,
         )
-        limit = _WITHOUT_LIMIT if asked.counts_lines else asked.limit
+        limit = WITHOUT_LIMIT if asked.counts_lines else asked.limit
         async with (
             aclosing(walk.batches(self._start)) as arrived,
             aclosing(by_time(arrived) if asked.is_by_time else arrived) as ordered,
@@ -128,6 +137,14 @@ class Answer:
 
     def _read(self, batches: AsyncIterator[Batch]) -> AsyncIterator[list[tuple[Item, bytes]]]:
         return with_data(self._files.data, self._selection, batches, _READ_BYTES)
+
+    async def _stream(self) -> None:
+        tail = self._means.tails.of(self._selection.run_id, self._selection.sources)
+        stream = EventStream(
+            self._selection, self._start, tail=tail, turns=self._means.turns, following=self._following,
+            sender=self._sender,
+        )  # fmt: skip
+        await stream.tell()
 
     # --- as it came ----------------------------------------------------------------------------------------------
 
@@ -147,7 +164,7 @@ class Answer:
             newline = data.find(b"\n", start)
             start = newline + 1 if newline >= 0 else len(data)
             self._owed -= newline >= 0
-        if self._left < _WITHOUT_LIMIT:
+        if self._left < WITHOUT_LIMIT:
             at = start
             while self._left and (newline := data.find(b"\n", at)) >= 0:
                 at = newline + 1
@@ -179,7 +196,7 @@ class Answer:
         async for pieces in self._read(batches):
             for item, data in pieces:
                 if item.missing is None:
-                    for event_id, told in events_of(shapes, item, data):
+                    for event_id, _, told in events_of(shapes, item, data):
                         await self._sender.event(event_id, "output", told)
                 else:
                     await self._sender.event(str(item.id), "gap", shapes.gap(item, item.missing))
@@ -237,7 +254,7 @@ class Answer:
     async def _open_lines(self, read: Lines | Search) -> list[Line]:
         """What no newline has ended: of streams that were read, as it was; of the others, as it is."""
         asked, until = self._asked, self._selection.wanted.until
-        is_counted = asked.limit < _WITHOUT_LIMIT and not asked.counts_lines
+        is_counted = asked.limit < WITHOUT_LIMIT and not asked.counts_lines
         if is_counted or (self._start == Place() and until == FOREVER):
             return open_lines(read.rest(), read.number)
         layout = await self._following.layout(self._selection) if asked.is_followed else self._layout

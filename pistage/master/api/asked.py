@@ -20,6 +20,7 @@ from pistage.master.reading.selection import FOREVER, Wanted
 STREAMS: Final = {"stdout": 1, "stderr": 2}
 OFFSET_MAX: Final = 1 << 53  # bytes, lines or records; more is no place in any file
 _EVENT_ID = re.compile(r"(\d{1,18})(?:\.(\d{1,18}))?", re.ASCII)
+WITHOUT_LIMIT: Final = 1 << 62
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _OFFSET = re.compile(r"-?\d{1,18}", re.ASCII)
 
@@ -64,6 +65,12 @@ class Asked:
         """Whether `limit` is one of lines."""
         return self.by is By.LINE or self.pattern is not None
 
+    @property
+    def is_simple_stream(self) -> bool:
+        """Whether it is what follows a piece, as events: nothing must be looked up to begin."""
+        is_all = self.by is By.PIECE and self.offset >= 0 and self.limit == WITHOUT_LIMIT
+        return self.form is Form.EVENTS and is_all and not self.wanted.since
+
 
 def asked_in(request: web.Request) -> Asked:
     """PistageError `usage` for what cannot be asked."""
@@ -75,7 +82,7 @@ def asked_in(request: web.Request) -> Asked:
         wanted=wanted_in(request),
         by=By(_one_of(request, "by", [str(by) for by in By], usual)),
         offset=_offset(query.get("offset", "0")),
-        limit=http.number_in(request, "limit", 1 << 62, least=1),
+        limit=http.number_in(request, "limit", WITHOUT_LIMIT, least=1),
         has_kept="kept" not in query or http.is_set(request, "kept"),
         pattern=pattern_in(request),
         has_controls=http.is_set(request, "ansi"),

@@ -62,7 +62,7 @@ class Following:
     async def lost(self, selection: Selection, source: int) -> Sequence[tuple[Record, Missing]]:
         """See Live."""
         run_id = selection.sources[source]
-        if not self.has_gaps or not self._is_read(selection, source) or not await self._has_ended(run_id):
+        if not self.has_gaps or not self.is_read(selection, source) or not await self._has_ended(run_id):
             return ()
         async with self.context.replica.reader.snapshot() as snapshot:
             rows = await snapshot.rows(_ENDS, (run_id,))
@@ -86,7 +86,7 @@ class Following:
     async def layout(self, selection: Selection) -> Layout:
         """What there is now."""
         readable = [
-            await self.readable(run_id) if self._is_read(selection, source) else 0
+            await self.readable(run_id) if self.is_read(selection, source) else 0
             for source, run_id in enumerate(selection.sources)
         ]
         directories = [self.files.of(run_id) for run_id in selection.sources]
@@ -95,7 +95,7 @@ class Following:
     async def dropped(self, selection: Selection, source: int) -> Sequence[tuple[Record, Missing]]:
         """See Live."""
         run_id = selection.sources[source]
-        if run_id == selection.run_id or not self.has_gaps or not self._is_read(selection, source):
+        if run_id == selection.run_id or not self.has_gaps or not self.is_read(selection, source):
             return ()
         async with self.context.replica.reader.snapshot() as snapshot:
             found = (await reads.output_dropped(snapshot, [run_id])).get(run_id)
@@ -111,7 +111,8 @@ class Following:
             if row["attempt_id"] and selection.wanted.task in {None, row["name"]}
         ]
 
-    def _is_read(self, selection: Selection, source: int) -> bool:
+    def is_read(self, selection: Selection, source: int) -> bool:
+        """Whether a source is to be read at all."""
         return self.has_kept or selection.sources[source] == selection.run_id
 
 

@@ -7,6 +7,7 @@ import socket
 from typing import Final
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from pistage.core import limits
 
@@ -36,15 +37,32 @@ class Sender:
     async def begin(self) -> None:
         """Send the head of the answer."""
         if self._request.transport is not None:
-            _mind(self._request.transport)
+            _mind(self._request.transport, is_one_of_many=self._is_events)
         await self._response.prepare(self._request)
 
     async def send(self, data: bytes) -> None:
         """Send it now, behind what was added, and wait until the reader has room for more."""
         await self.flush()
         if data:
-            await self._response.write(data)
-            await self._drain()
+            await self.write(data)
+            await self.drain()
+
+    async def write(self, data: bytes) -> None:
+        """Send it; up to 64 KiB without waiting for anything: `drain` before the next."""
+        writer = self._writer
+        writer.buffer_size = 0  # by which it would wait now and then
+        await writer.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the reader has room for more."""
+        await self._writer.drain()
+
+    @property
+    def _writer(self) -> AbstractStreamWriter:
+        writer = self._response._payload_writer
+        if writer is None:
+            raise ConnectionResetError("the answer has not begun, or the reader is gone")
+        return writer
 
     async def add(self, text: str) -> None:
         """Send it, together with more of its kind: what is not sent by itself is by `flush`."""
@@ -63,8 +81,8 @@ class Sender:
             data = b"".join(self._held)
             self._held.clear()
             self._held_bytes = 0
-            await self._response.write(data)
-            await self._drain()
+            await self.write(data)
+            await self.drain()
 
     async def event(self, event_id: str, kind: str, data: str) -> None:
         """Add a server-sent event; `data` is one line."""
@@ -86,16 +104,10 @@ class Sender:
             if self._is_events:
                 await self.send(b": still here\n\n")
 
-    async def _drain(self) -> None:
-        # `write` itself waits only after each 64 KiB, and its own `drain` is not to be called any more.
-        writer = self._response._payload_writer
-        if writer is not None:
-            await writer.drain()
 
-
-def _mind(transport: asyncio.Transport) -> None:
+def _mind(transport: asyncio.Transport, *, is_one_of_many: bool) -> None:
     """See that a reader who falls silent is found to be gone, and that little waits for one who is slow."""
-    transport.set_write_buffer_limits(high=SLICE_BYTES)
+    transport.set_write_buffer_limits(high=SLICE_BYTES // 4 if is_one_of_many else SLICE_BYTES)
     connection = transport.get_extra_info("socket")
     if connection is None or connection.family not in {socket.AF_INET, socket.AF_INET6}:
         return
@@ -107,3 +119,5 @@ def _mind(transport: asyncio.Transport) -> None:
     ):
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if is_one_of_many:  # the system, too, would hold megabytes for each
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * SLICE_BYTES)

@@ -53,8 +53,8 @@ class LineTeller:
             await self._sender.add_bytes(data if is_cut else data + b"\n")
 
 
-def events_of(shapes: Shapes, item: Item, data: bytes) -> Iterator[tuple[str, str]]:
-    """Id and data of the events that tell of a piece: of several, each but the last is followed by more of it."""
+def events_of(shapes: Shapes, item: Item, data: bytes) -> Iterator[tuple[str, int, str]]:
+    """The events that tell of a piece: the id of each, up to which byte of the piece it goes, and its data."""
     at, size = 0, _PART_BYTES
     while True:
         part = data[at : at + size]
@@ -66,6 +66,6 @@ def events_of(shapes: Shapes, item: Item, data: bytes) -> Iterator[tuple[str, st
             size = max(1, len(part) // 2)
             continue
         at += len(part)
-        yield (str(item.id) if is_last else f"{item.id}.{item.skip + at}"), told
+        yield (str(item.id) if is_last else f"{item.id}.{item.skip + at}"), item.skip + at, told
         if is_last:
             return

@@ -16,7 +16,7 @@ _KEY_BYTES = limits.MASK_CHARS_MIN  # no spelling is shorter
 _SOUGHT_BYTES = 64
 #: All of what is looked for, together: with more of it, less is looked for of each, so that the automaton that is made
 #: of it stays within its memory. It makes its states as it meets them: in text without secrets, a few hundred.
-_PROGRAM_BYTES = 256 * limits.KIB
+_PROGRAM_BYTES = 1 * limits.MIB
 _AUTOMATON_BYTES_MAX = 256 * limits.MIB
 
 
@@ -33,8 +33,7 @@ class Masks:
         #: The first bytes of spellings, by how many.
         self._beginnings = tuple(frozenset(key[:length] for key in by_key) for length in range(_KEY_BYTES))
         if spellings:
-            sought_bytes = max(_KEY_BYTES, min(_SOUGHT_BYTES, _PROGRAM_BYTES // len(spellings)))
-            self._sought = _any_of({spelling[:sought_bytes] for spelling in spellings})
+            self._sought = _any_of(_sought_of(spellings))
             self._keys = _any_of(set(by_key))
 
     def __bool__(self) -> bool:
@@ -101,6 +100,16 @@ class Masker:
         """The rest: the stream ends here, and another may begin."""
         masked, self._held = self._masks.scan(self._held, is_last=True)
         return masked
+
+
+def _sought_of(spellings: set[bytes]) -> set[bytes]:
+    """As much of each as there is room for. Many share it: they differ in how their lines are folded, or end."""
+    length = _SOUGHT_BYTES
+    while True:
+        sought = {spelling[:length] for spelling in spellings}
+        if length == _KEY_BYTES or sum(map(len, sought)) <= _PROGRAM_BYTES:
+            return sought
+        length = max(_KEY_BYTES, length // 2)
 
 
 def _any_of(literals: set[bytes]) -> re2._Regexp:

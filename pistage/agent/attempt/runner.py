@@ -52,11 +52,9 @@ class Runner:
         self.is_done = False  # `run` returned: nothing of it is left here
         self.is_acknowledged = False  # its end is committed
         self._place: Place = runtime.place(entry.assign, entry, gpus)
-        self._masks = Masks(entry.assign.masks)
         self._steps = StepRunner(
-            entry, self._place, outbox, self._brake,
-            agent_name=agent_name, grace_s=grace_s, masks=self._masks, report=self._report,
-        )  # fmt: skip
+            entry, self._place, outbox, self._brake, agent_name=agent_name, grace_s=grace_s, report=self._report
+        )
         self._outbox = outbox
 
     @property
@@ -115,6 +113,8 @@ class Runner:
     async def run(self) -> None:
         """Until the attempt's end is in the journal and nothing of it is left on this machine."""
         if self.finished is None:
+            if self._assign.masks:  # of fifty keys, of thirty lines each, the spellings take seconds
+                self._steps.masks = await asyncio.to_thread(Masks, self._assign.masks)
             if not any(isinstance(event, Accepted) for event in self._entry.events):
                 await self._report(
                     Accepted(
@@ -122,7 +122,7 @@ class Runner:
                         runtime=self._runtime.name, notes=self._runtime.notes(),
                     )
                 )  # fmt: skip
-            result = words.masked(await self._execute(), self._masks)
+            result = words.masked(await self._execute(), self._steps.masks)
             # What succeeded has no process left but a container that waits for work: its removal may follow. In all
             # other cases another attempt may begin at once, so this one must be proven gone. Of a lost one nothing
             # can be proven, unless it was lost by order: what is left is removed when the engine is there again.
@@ -138,7 +138,7 @@ class Runner:
         """After a bug of ours, or where the journal cannot be written: end it, say so, remove what can be removed."""
         with suppress(ExecutionError):  # of what is lost nothing can be proven
             await self._place.kill()
-        result = words.masked(words.failed(FailureClass.LOST, reason), self._masks)
+        result = words.masked(words.failed(FailureClass.LOST, reason), self._steps.masks)
         lost = Finished(at=now_ms(), attempt_id=self.attempt_id, fence=self.fence, result=result)
         is_unsaid = self.finished is None and not self.is_abandoned
         try:

@@ -35,7 +35,6 @@ class StepRunner:
         *,
         agent_name: str,
         grace_s: float,
-        masks: Masks,
         report: Callable[[AttemptEvent], Awaitable[None]],
     ) -> None:
         self._entry = entry
@@ -45,7 +44,7 @@ class StepRunner:
         self._brake = brake
         self._agent_name = agent_name
         self._grace_s = grace_s
-        self._masks = masks
+        self.masks = Masks(())  # what its output and its results must not show, once the attempt begins
         self._report = report
         self._outputs: dict[str, StepOutput] = {}
         self._failures: list[tuple[Step, Result]] = []
@@ -91,7 +90,7 @@ class StepRunner:
             return await self._finish(step, words.skipped(reason), None)
         is_new = step.id not in self._started
         output = self._outputs[step.id] = StepOutput(
-            self._outbox, self._assign.attempt_id, step.id, is_new=is_new, masks=self._masks
+            self._outbox, self._assign.attempt_id, step.id, is_new=is_new, masks=self.masks
         )
         try:
             result = await self._outcome(step, output)
@@ -133,7 +132,7 @@ class StepRunner:
 
     async def _finish(self, step: Step, result: Result, ends: tuple[StreamEnd, StreamEnd] | None) -> bool:
         stdout, stderr = ends or (None, None)
-        result = words.masked(result, self._masks)
+        result = words.masked(result, self.masks)
         await self._report(
             StepFinished(
                 at=now_ms(), attempt_id=self._assign.attempt_id, fence=self._assign.fence,

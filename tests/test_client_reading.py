@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pistage.client import Client, Selection
+from pistage.client import Client, Pattern, Selection
 from tests.master import printed
 from tests.master.fakes import TOKEN, Api, a_master, an_agent
 
@@ -21,8 +21,18 @@ class BreakingLine:
         self._port = port
         self.cuts: list[int] = []
         self.breaks = 0
+        self._served: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """End what is still open."""
+        for task in self._served:
+            task.cancel()
+        await asyncio.gather(*self._served, return_exceptions=True)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._served.add(task)
         there, back = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             async with asyncio.TaskGroup() as group:
@@ -55,8 +65,10 @@ class BreakingLine:
 async def through_a_breaking_line(api: Api) -> AsyncIterator[tuple[Client, BreakingLine]]:
     line = BreakingLine(int(api.url.rpartition(":")[2]))
     server = await asyncio.start_server(line.serve, "127.0.0.1", 0)
-    async with server, Client([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"], TOKEN) as client:
-        yield client, line
+    async with server:
+        async with Client([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"], TOKEN) as client:
+            yield client, line
+        await line.close()
 
 
 async def collected(stream: AsyncGenerator[Any, None]) -> list[Any]:
@@ -83,11 +95,14 @@ def readings(
         out.follow_lines(some, **given),
         out.follow_lines(some, tail=tail, **given),
         out.follow_lines(timed, limit=limit, **given),
+        out.follow_lines(some, pattern=Pattern(text="needle"), tail=tail * 10, **given),
+        out.follow_lines(some, pattern=Pattern(text="^a|X.x$", is_regex=True, ignores_case=True), limit=limit, **given),
     ]
     if not is_followed:
         ways += [
             out.follow_pieces(Selection(is_by_time=True), **given),
             out.follow_lines(Selection(is_by_time=True), tail=tail, **given),
+            out.follow_lines(Selection(is_by_time=True), pattern=Pattern(text="x"), **given),
         ]
     return ways
 
@@ -142,6 +157,7 @@ async def test_what_is_followed_over_a_line_that_breaks_is_what_was_printed(tmp_
                 out.follow_lines(Selection()),
                 out.follow_bytes(Selection(), tail=tails[0]),
                 out.follow_lines(Selection(), tail=tails[1]),
+                out.follow_lines(Selection(), pattern=Pattern(text="x")),
             ]
             async with asyncio.TaskGroup() as group:
                 reading = [group.create_task(collected(way)) for way in followed]
@@ -153,11 +169,38 @@ async def test_what_is_followed_over_a_line_that_breaks_is_what_was_printed(tmp_
             whole = [task.result() for task in reading]
             now = [out.follow_bytes(Selection(), is_followed=False), out.follow_pieces(Selection(), is_followed=False)]
             now += [out.follow_lines(Selection(), is_followed=False)]
+            now += [out.follow_lines(Selection(), pattern=Pattern(text="x"), is_followed=False)]
             there = [joined(await collected(way)) for way in now]
-    assert [joined(values) for values in whole[:3]] == there
+    assert [joined(values) for values in [*whole[:3], whole[5]]] == there
     assert there[0] == b"".join(frame.data for frame in frames)
     last = joined(whole[3])
     assert last
     assert there[0].endswith(last)
     numbers = [line["line"] for line in whole[4] if line["kind"] == "line" and not {"is_open", "is_cut"} & line.keys()]
-    assert numbers == list(range(numbers[0], there[0].count(b"\n")))
+    end = there[0].count(b"\n")
+    assert numbers == list(range(numbers[0] if numbers else end, end))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_search_over_a_line_that_breaks_finds_what_is_there(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        for _ in range(2):  # as many as the agent has room for
+            await printed.a_printed_run(api, agent, printed.some_frames(chance, 150))
+        pattern = Pattern(text="x|a line", is_regex=True)
+        async with Client([api.url], TOKEN) as direct, through_a_breaking_line(api) as (client, line):
+            whole = await collected(direct.search_output(pattern))
+            assert len({value["run"] for value in whole[:-1]}) == 2
+            line.cuts = [chance.randrange(500, 20_000) for _ in range(8)]
+            assert await collected(client.search_output(pattern)) == whole
+            assert line.breaks > 3
+            pages, cursor = [], None
+            while True:
+                *found, end = await collected(
+                    client.search_output(pattern, limit=chance.randrange(1, 40), cursor=cursor)
+                )
+                pages += found
+                if (cursor := end["next"]) is None:
+                    break
+            assert pages == whole[:-1]

@@ -95,8 +95,10 @@ class Outbox:
         if not stream.takes_all and (self._entrants or not self._has_room(len(data))):
             reserved = await self._enter(stream, len(data))
         held = stream.held + reserved
-        stream.add(offset, data, at=now_ms(), now=time.monotonic())
-        self._changed(stream, held)
+        if stream.add(offset, data, at=now_ms(), now=time.monotonic()) or stream.is_full or reserved:
+            self._changed(stream, held)
+        else:  # the common case: one more piece of a frame that waits for company
+            self._held += stream.held - held
 
     def note_gap(self, key: StreamKey, offset: int, reason: GapReason) -> None:
         """At `offset`, which is where the stream ends so far, output is missing, and nobody knows how much."""

@@ -134,18 +134,20 @@ class Outgoing:
 
     # --- what is printed ----------------------------------------------------------------------------------------
 
-    def add(self, offset: int, data: bytes, *, at: int, now: float) -> None:
-        """Take over what was printed; of what the master has already, nothing."""
+    def add(self, offset: int, data: bytes, *, at: int, now: float) -> bool:
+        """Take over what was printed, but for what the master has already; whether `due` may be earlier now."""
         self.end = offset + len(data)
         if (known := self.acked - offset) > 0:
             data, offset = data[known:], offset + known
         if not data or self.is_over:
-            return
+            return False
         queue = self._waiting if self.tail is None else self.tail
         last = queue[-1] if queue else None
         if isinstance(last, Chunk) and self._is_company(last, len(data), now):
             last.add(data)
+            is_earlier = last.length * 2 > limits.FRAME_BYTES_MAX
         else:
+            is_earlier = True
             # The first frame in a while does not wait for company: whoever watches a slow command sees it at once.
             since = now if self.is_full else min(now, self._sent_at)
             queue.append(Chunk(offset, at, since + limits.FRAME_DELAY_S, [data], len(data)))
@@ -153,6 +155,7 @@ class Outgoing:
             self.held += len(data)
         else:
             self.held_back += len(data)
+        return is_earlier
 
     def _is_company(self, last: Chunk, length: int, now: float) -> bool:
         if last.length + length > limits.FRAME_BYTES_MAX:

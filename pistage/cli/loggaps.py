@@ -24,7 +24,7 @@ def told(run: Run, progress: Progress, selection: Selection, count: int | None) 
             if missing:
                 yield (
                     f"{progress.label(place)}: {missing:,} of {printed or 0:,} bytes on {stream} are not here: "
-                    "more was printed than is kept, which is the beginning and the end"
+                    "more was printed than is kept, or masters lost them; --timestamps shows where"
                 )
     has_kept = any(task.get("kept_from") for task in run.get("tasks") or [])  # that run may be without its output
     if count is not None and kept is not None and count < kept and run["state"] in OVER and not has_kept:

@@ -26,10 +26,11 @@ from pistage.master.reading.locate import By, Layout, Place
 from pistage.master.reading.search import Search, Searchers
 from pistage.master.reading.selection import FOREVER, SOURCE_RECORDS_MAX, Selection
 from pistage.master.reading.turns import Turns
-from pistage.master.reading.walk import Batch, Item, Walk, by_time, limited, with_data
+from pistage.master.reading.walk import Batch, Item, Walk, by_time, divided, limited, with_data
 from pistage.master.records import StreamKey
 
 _READ_BYTES: Final = 256 * limits.KIB  # at a time, for one reader
+_FEW: Final = 64  # readers, for whom large reads are worth their memory
 _LINES_AT_ONCE: Final = 256
 
 
@@ -136,7 +137,11 @@ class Answer:
                 yield batch
 
     def _read(self, batches: AsyncIterator[Batch]) -> AsyncIterator[list[tuple[Item, bytes]]]:
-        return with_data(self._files.data, self._selection, batches, _READ_BYTES)
+        # A piece may be of 256 KiB, and so much is held for a reader who stands still; as bytes or text it need not be.
+        is_divisible = not self._asked.has_lines and self._asked.form in {Form.BYTES, Form.TEXT}
+        if is_divisible and self._means.turns.readers > _FEW:
+            return with_data(self._files, self._selection, divided(batches, _READ_BYTES // 8), _READ_BYTES // 8)
+        return with_data(self._files, self._selection, batches, _READ_BYTES)
 
     async def _stream(self) -> None:
         tail = self._means.tails.of(self._selection.run_id, self._selection.sources)
@@ -151,9 +156,12 @@ class Answer:
     async def _tell_bytes(self, batches: AsyncIterator[Batch]) -> None:
         async for pieces in self._read(batches):
             data = b"".join(data for _, data in pieces) if len(pieces) > 1 else pieces[0][1]
+            pieces.clear()
             if self._asked.by is By.LINE:
                 data = self._lines_in(data)
-            await self._sender.send(data)
+            sending = self._sender.send(data)
+            del data
+            await sending
             if not self._left:
                 return
 

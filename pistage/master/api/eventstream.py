@@ -90,7 +90,7 @@ class EventStream:
         events: list[bytes] = []
         size = 0
         while self._at < page.end:
-            record = page.records[self._at - page.start]
+            record = page.items[self._at - page.start].record
             if not self._is_wanted(record):
                 self._at, self._part = self._at + 1, 0
                 continue
@@ -113,7 +113,7 @@ class EventStream:
 
     def _events(self, page: Page, record: Record) -> Sequence[Event]:
         """Those of the piece where we are, behind its bytes that were had."""
-        events = self._tail.events(self._source, page, self._at)
+        events = self._tail.events(page, self._at)
         if not self._part:
             return events
         left = [(end, event) for end, event in events if end > self._part]

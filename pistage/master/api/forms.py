@@ -8,7 +8,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring as quoted
 from typing import Final
 
-from pistage.core.plaintext import PlainBytes
+from pistage.core.plaintext import PlainBytes, plain
 from pistage.master.api import views
 from pistage.master.reading.gaps import Missing
 from pistage.master.reading.lines import Line
@@ -113,9 +113,13 @@ class TextLines:
 
     def line(self, line: Line, data: bytes, *, is_cut: bool) -> str:
         """The text of a line, or of a part of it."""
-        head = ""
+        head = f"{_time(line.record.at)} " if self._has_times and self._line is None else ""
+        if self._line is None and not is_cut:
+            text = data.decode("utf-8", "replace")
+            if not self._has_controls and not text.isprintable():
+                text = plain(text).removesuffix("\n")  # of a return before the newline
+            return f"{head}{text}\n"
         if self._line is None:
-            head = f"{views.at(line.record.at)} " if self._has_times else ""
             self._line = PlainBytes(has_controls=self._has_controls)
         text = self._line.feed(data, is_last=not is_cut)
         if is_cut:
@@ -125,9 +129,14 @@ class TextLines:
 
     def gap(self, record: Record, missing: Missing) -> str:
         """A line in brackets."""
-        return f"{f'{views.at(record.at)} ' if self._has_times else ''}[{missing.text}]\n"
+        return f"{f'{_time(record.at)} ' if self._has_times else ''}[{missing.text}]\n"
 
 
 @lru_cache(maxsize=4096)
 def _at(ms: int) -> str:
     return json.dumps(views.at(ms))
+
+
+@lru_cache(maxsize=4096)
+def _time(ms: int) -> str:
+    return str(views.at(ms))

@@ -46,7 +46,7 @@ class OutputRoutes:
         selection = await self._selection(request, asked)
         if not asked.is_stale:
             await self._context.replica.read()  # a leader that was deposed without knowing it has only a part
-        sender = Sender(request, _CONTENT_TYPES[asked.form])
+        sender = Sender(request, _CONTENT_TYPES[asked.form], self._means.turns)
         following = Following(
             context=self._context,
             files=self._means.files,

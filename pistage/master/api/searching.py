@@ -82,7 +82,7 @@ class SearchRoutes:
         with self._means.reader():
             async with self._means.searchers.place():  # or it is refused while it still can be
                 pass
-            sender = Sender(request, "application/x-ndjson")
+            sender = Sender(request, "application/x-ndjson", self._means.turns)
             await sender.begin()
             try:
                 search = _Search(self._context, self._means, sender, asked)

@@ -10,19 +10,21 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from pistage.core import limits
+from pistage.master.reading.turns import Turns
 
 SLICE_BYTES: Final = 16 * limits.KIB  # of an answer that may be one of thousands
+_MAKE_S: Final = 8e-9  # that a byte of JSON or text takes to be made
 _EVENTS: Final = "text/event-stream"
 
 
 class Sender:
-    """An answer of this content type: `begin`, then what there is, then `end`.
+    """An answer of this content type: `begin`, then what there is, each slice in its turn, then `end`.
 
     ConnectionError from any of them once the reader is gone.
     """
 
-    def __init__(self, request: web.Request, content_type: str) -> None:
-        self._request = request
+    def __init__(self, request: web.Request, content_type: str, turns: Turns | None = None) -> None:
+        self._request, self._turns = request, turns
         self._is_events = content_type == _EVENTS
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
         if content_type == "application/octet-stream":
@@ -44,8 +46,9 @@ class Sender:
         """Send it now, behind what was added, and wait until the reader has room for more."""
         await self.flush()
         if data:
-            await self.write(data)
-            await self.drain()
+            await self._write_in_turn(data)
+        del data  # the reader may stand still for long
+        await self.drain()
 
     async def write(self, data: bytes) -> None:
         """Send it; up to 64 KiB without waiting for anything: `drain` before the next."""
@@ -56,6 +59,15 @@ class Sender:
     async def drain(self) -> None:
         """Wait until the reader has room for more."""
         await self._writer.drain()
+
+    async def _write_in_turn(self, data: bytes, *, made_s: float = 0.0) -> None:
+        if self._turns is None:
+            return await self.write(data)
+        await self._turns.take()
+        try:
+            await self.write(data)
+        finally:
+            self._turns.done(made_s)
 
     @property
     def _writer(self) -> AbstractStreamWriter:
@@ -81,7 +93,8 @@ class Sender:
             data = b"".join(self._held)
             self._held.clear()
             self._held_bytes = 0
-            await self.write(data)
+            await self._write_in_turn(data, made_s=len(data) * _MAKE_S)
+            del data
             await self.drain()
 
     async def event(self, event_id: str, kind: str, data: str) -> None:

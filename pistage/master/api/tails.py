@@ -13,11 +13,11 @@ from pistage.core import limits
 from pistage.master import records as index_of
 from pistage.master.api.forms import Shapes
 from pistage.master.api.telling import events_of
-from pistage.master.reading.files import Files, data_of
+from pistage.master.reading.files import Files
 from pistage.master.reading.gaps import Missing, missing_of
 from pistage.master.reading.selection import Selection, Wanted
 from pistage.master.reading.turns import Turns, Waiting
-from pistage.master.reading.walk import Item, Live
+from pistage.master.reading.walk import Item, Live, data_of
 from pistage.master.records import Record
 
 _PAGE_RECORDS: Final = 64
@@ -34,7 +34,7 @@ class Page:
     """Neighbouring records of a source, with their events as far as somebody wanted them."""
 
     start: int
-    records: Sequence[Record]
+    items: Sequence[Item]
     data: Sequence[bytes]
     size: int
     events: dict[int, Sequence[Event]] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Page:
     @property
     def end(self) -> int:
         """The number of the record behind it."""
-        return self.start + len(self.records)
+        return self.start + len(self.items)
 
 
 class Tails:
@@ -112,24 +112,25 @@ class Tail:
             return None
         directory = self._tails.files.of(run_id)
 
-        def load() -> tuple[list[Record], list[bytes]]:
+        def load() -> tuple[list[Item], list[bytes]]:
             records = index_of.read_records(directory / "index", start, min(_PAGE_RECORDS, left))
+            items: list[Item] = []
             size = 0
-            for number, record in enumerate(records):
+            for number, record in enumerate(records, start):
                 size += record.kept
-                if size > limits.FRAME_BYTES_MAX and number:
-                    records = records[:number]
+                if size > limits.FRAME_BYTES_MAX and items:
                     break
-            return records, data_of(directory, records)
+                items.append(Item(source, number, record, 0, 0, record.kept, missing_of(record)))
+            return items, data_of(directory, items)
 
-        records, data = await self._tails.files.do(load)
-        if not records:
+        items, data = await self._tails.files.do(load)
+        if not items:
             return None
         known = self.selection.attempts
-        if any(record.attempt_id not in known and not record.is_barrier for record in records):
+        if any(item.record.attempt_id not in known and not item.record.is_barrier for item in items):
             await live.learn_attempts(self.selection)
         # What it comes to with its events, which are made when somebody wants them.
-        page = Page(start, records, data, 4096 + 3 * sum(map(len, data)) + 1024 * len(records))
+        page = Page(start, items, data, 4096 + 3 * sum(map(len, data)) + 1024 * len(items))
         self._tails.keep(run_id, page)
         return page
 
@@ -172,13 +173,12 @@ class Tail:
             found = self._gaps[what, source] = await self.once((what, source), lambda: make(self.selection, source))
         return found
 
-    def events(self, source: int, page: Page, number: int) -> Sequence[Event]:
+    def events(self, page: Page, number: int) -> Sequence[Event]:
         """Those of the piece or the gap of this number."""
         events = page.events.get(number)
         if events is None:
-            record, data = page.records[number - page.start], page.data[number - page.start]
-            item = Item(source, number, record, 0, 0, record.kept, missing_of(record))
-            events = page.events[number] = self.made(item, data)
+            here = number - page.start
+            events = page.events[number] = self.made(page.items[here], page.data[here])
         return events
 
     def made(self, item: Item, data: bytes) -> Sequence[Event]:

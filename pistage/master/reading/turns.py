@@ -77,10 +77,10 @@ class Turns:
             raise
         self._began = self._clock()
 
-    def done(self) -> None:
-        """The turn is over."""
+    def done(self, before_s: float = 0.0) -> None:
+        """The turn is over, for which so much was done before it."""
         self._granted -= 1
-        spent = self._clock() - self._began + _TURN_S
+        spent = self._clock() - self._began + _TURN_S + before_s
         self._began = self._clock()
         self._credit_s -= spent
         self._window_s += spent

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
-from pistage.master.reading.files import Files
+from pistage.master.reading.files import Files, read_whole
 from pistage.master.reading.gaps import Missing, missing_of
 from pistage.master.reading.locate import By, Place
 from pistage.master.reading.selection import SOURCE_RECORDS_MAX, Selection
@@ -201,32 +203,63 @@ async def limited(batches: AsyncIterator[Batch], by: By, owed: int, limit: int) 
             return
 
 
-Load = Callable[[str, Sequence[Record]], Awaitable[list[bytes]]]
+async def divided(batches: AsyncIterator[Batch], bytes_max: int) -> AsyncGenerator[Batch, None]:
+    """The same, each piece of more than `bytes_max` bytes in several; of those but the first `lines` is not known."""
+    async for batch in batches:
+        yield [
+            replace(item, skip=item.skip + at, kept=min(bytes_max, item.kept - at))
+            for item in batch
+            for at in range(0, max(1, item.kept), bytes_max)
+        ]
 
 
 async def with_data(
-    load: Load, selection: Selection, batches: AsyncIterator[Batch], bytes_max: int
+    files: Files, selection: Selection, batches: AsyncIterator[Batch], bytes_max: int
 ) -> AsyncGenerator[list[tuple[Item, bytes]], None]:
     """Each with its bytes: at most `bytes_max` of them at a time, or those of one."""
     async for batch in batches:
         start = 0
         while start < len(batch):
             end = _end_of(batch, start, bytes_max)
-            some = batch[start:end]
-            data = await load(selection.sources[some[0].source], [item.record for item in some])
-            yield [(item, _cut(item, one)) for item, one in zip(some, data, strict=True)]
+            directory, some = files.of(selection.sources[batch[start].source]), batch[start:end]
+            # Not a name here: whoever reads slowly stands still with what is below.
+            yield list(zip(some, await files.do(partial(data_of, directory, some)), strict=True))
             start = end
 
 
 def _end_of(batch: Batch, start: int, bytes_max: int) -> int:
     end, size = start, 0
     while end < len(batch) and batch[end].source == batch[start].source:
-        size += batch[end].record.kept
+        size += batch[end].kept
         if size > bytes_max and end > start:
             break
         end += 1
     return end
 
 
-def _cut(item: Item, data: bytes) -> bytes:
-    return data if item.kept == len(data) else data[item.skip : item.skip + item.kept]
+def data_of(directory: Path, items: Batch) -> list[bytes]:
+    """The bytes of each item, by one read for what neighbours in a stream continue."""
+    data = [b""] * len(items)
+    stretches: dict[StreamKey, list[int]] = {}
+    for number, item in enumerate(items):
+        if not item.kept:
+            continue
+        stretch = stretches.setdefault(item.record.key, [])
+        if stretch and items[stretch[-1]].place + items[stretch[-1]].kept != item.place:
+            _read_stretch(directory, items, stretch, data)
+            stretch.clear()
+        stretch.append(number)
+    for stretch in stretches.values():
+        _read_stretch(directory, items, stretch, data)
+    return data
+
+
+def _read_stretch(directory: Path, items: Batch, stretch: Sequence[int], data: list[bytes]) -> None:
+    first, last = items[stretch[0]], items[stretch[-1]]
+    whole = read_whole(directory, first.record.key, first.place, last.place + last.kept - first.place)
+    if len(stretch) == 1:
+        data[stretch[0]] = whole
+        return
+    for number in stretch:
+        start = items[number].place - first.place
+        data[number] = whole[start : start + items[number].kept]

@@ -12,7 +12,7 @@ from pistage.master.feeds import Feed, LedRun
 #: carry output to one master less carry a fifth more of it, but never longer than this.
 _BEHIND_MAX_S: Final = 15.0
 _QUIET_S: Final = 0.5
-_SLOW_S: Final = 0.3  # whoever makes an agent wait longer is not waited for alone
+_SLOW_S: Final = 0.3  # whoever does not get on for longer is not waited for alone; who is merely busy is
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Feeding:
         """See whose time has come."""
         now = time.monotonic()
         for run, since in list(self._later.values()):
-            is_slow = bool(run.waiting) and now - run.waiting[0].since > _SLOW_S
+            is_slow = bool(run.waiting) and now - max(run.waiting[0].since, run.safe_at) > _SLOW_S
             is_quiet = not run.waiting and now - run.stored_at > _QUIET_S
             if is_slow or is_quiet or now - since > _BEHIND_MAX_S:
                 self.offer_all(run)

@@ -79,6 +79,7 @@ class LedRun:
     safe: int = 0  # records on as many masters as there have to be
     in_store: int = 0  # frames on their way to the disk
     stored_at: float = 0.0  # when the last one came there, monotonic seconds
+    safe_at: float = 0.0  # when `safe` last rose
     held: deque[Held] = field(default_factory=deque)
     waiting: deque[Waiting] = field(default_factory=deque)
     places: dict[str, Place] = field(default_factory=dict)
@@ -98,6 +99,7 @@ class LedRun:
         others = needed - 1
         safe = self.count if others <= 0 else min(self.count, counts[others - 1]) if len(counts) >= others else 0
         has_news = safe > self.safe
+        self.safe_at = time.monotonic() if has_news else self.safe_at
         self.safe = max(safe, self.safe)
         while self.waiting and self.waiting[0].appended.count <= self.safe:
             waiting = self.waiting.popleft()

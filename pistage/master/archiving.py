@@ -146,8 +146,8 @@ class Archiving:
             if gone:
                 await self._replica.propose(ForgetArchive(at=wire.now_ms(), run_ids=tuple(gone)))
             last = dropped[-1]["run_id"]
-        for refusal in away.values():
-            raise refusal
+        if away:
+            raise next(iter(away.values()))
 
     # --- on every master -----------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,7 @@ from pistage.errors import Code, PistageError
 from pistage.master import records as index_of
 from pistage.master.directories import sync_directory
 from pistage.master.logrun import FilesSeen, Run, Stream, files_seen, make_plain, put_stub, recovered
+from pistage.master.promises import promised_term, write_promise
 from pistage.master.records import RECORD_BYTES, Kind, Record, StreamKey, stream_path
 from pistage.master.sealed import unseal
 from pistage.wire import Extent, Fit, LogFrame, LogGap, Piece
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _RUNS_OPEN = 512  # lengths held in memory; of another run they are read from its index
 _FILES_OPEN = 256
+_SYNCS_AT_ONCE = 16
 _GAPS_MAX = 65_536  # of a run: two for each stream that it can have, and some more; an agent could make them for ever
 _TAILS_MIN = 64
 T = TypeVar("T")
@@ -80,6 +83,7 @@ class LogWriter:
         self._tails_max = max(_TAILS_MIN, bounds.run_bytes_max // limits.LOG_TAIL_BYTES_MAX)
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._files: OrderedDict[Path, int] = OrderedDict()
+        self._syncers = ThreadPoolExecutor(_SYNCS_AT_ONCE, "sync")
         self.term = promised_term(directory)  # nothing is taken from a leader of a lower one
 
     # --- what a leader asks of its own store ------------------------------------------------------------------
@@ -153,16 +157,10 @@ class LogWriter:
         self._refuse_lower(term)
         if term == self.term:
             return
-        fresh = self._directory / "term.new"
         try:
-            with fresh.open("w") as file:
-                file.write(f"{term}\n")
-                file.flush()
-                os.fsync(file.fileno())
+            write_promise(self._directory, term)
         except OSError as error:
             raise _full_or_fatal(error) from None
-        fresh.replace(self._directory / "term")
-        sync_directory(self._directory)
         self.term = term
 
     def survey(self, term: int, run_ids: Sequence[str]) -> tuple[Extent, ...]:
@@ -190,10 +188,10 @@ class LogWriter:
         if not index_of.is_at(index, piece.start, piece.before):
             return Fit(False, index_of.place_before(index, piece.start - 1))
         total = len(piece.records) // RECORD_BYTES
-        same = _agreeing(index_of.read_raw(index, piece.start, total), piece.records)
+        same = index_of.agreeing(index_of.read_raw(index, piece.start, total), piece.records)
         if same < total and piece.start + same < run.count:
             run = self._cut(run, piece.start + same)
-        known, fresh = (index_of.unpack(part) for part in _split(piece.records, same))
+        known, fresh = (index_of.unpack(part) for part in index_of.split(piece.records, same))
         stubs = {attempt_id: stub for attempt_id, stub in piece.stubs if ids.is_id(attempt_id)}
         written = {record.attempt_id for record in fresh if record.kept and record.attempt_id not in stubs}
         if not all(make_plain(run.directory, attempt_id) for attempt_id in written):
@@ -312,17 +310,32 @@ class LogWriter:
             raise _disk_full()
 
     def _make_durable(self, runs: Iterable[Run]) -> None:
-        for run in runs:
-            for path in {stream_path(run.directory, record.key) for record in run.unwritten if record.kept}:
-                if path in self._files:  # one that was closed since was synced then; a stub has none
-                    os.fdatasync(self._files[path])
-            packed = b"".join(index_of.pack(record) for record in run.unwritten)
-            _write_all(run.index_fd, memoryview(packed))
-            os.fdatasync(run.index_fd)
+        written = [run for run in runs if run.unwritten]
+        paths = {
+            stream_path(run.directory, key)
+            for run in written
+            for key in {record.key for record in run.unwritten if record.kept}
+        }
+        # One that was closed since was synced then; a stub has none.
+        self._sync([self._files[path] for path in paths if path in self._files])
+        for run in written:
+            _write_all(run.index_fd, memoryview(b"".join(index_of.pack(record) for record in run.unwritten)))
+        self._sync([run.index_fd for run in written])
+        for run in written:
             run.unwritten.clear()
             if run.new_blocks:
                 with (run.directory / "blocks").open("ab") as file:
                     file.write(run.take_new_blocks())
+
+    def _sync(self, fds: Sequence[int]) -> None:
+        """Several at one time: a file system makes one journal entry of them where one after the other is one each."""
+        if len(fds) == 1:
+            os.fdatasync(fds[0])
+            return
+        syncs = [self._syncers.submit(os.fdatasync, fd) for fd in fds]
+        wait(syncs)  # all of them: after an error they are closed
+        for sync in syncs:
+            sync.result()
 
     def _open(self, run_id: str) -> Run:
         if run_id in self._runs:
@@ -378,6 +391,7 @@ class LogWriter:
         """Close every file."""
         for run_id in list(self._runs):
             self.forget(run_id)
+        self._syncers.shutdown()
 
 
 def _fitted(placed: Placed, stream: Stream) -> tuple[bytes, Record | None]:
@@ -396,29 +410,6 @@ def _fitted(placed: Placed, stream: Stream) -> tuple[bytes, Record | None]:
     return data, Record(
         frame.attempt_id, frame.step, frame.stream, length, stream.end, frame.at, placed.term, lines, stream.kept, kind
     )  # fmt: skip
-
-
-def promised_term(directory: Path) -> int:
-    """The highest term of a leader that this output is known to; PistageError `storage` where that is damaged."""
-    path = directory / "term"
-    try:
-        return int(path.read_text())
-    except FileNotFoundError:
-        return 0
-    except (OSError, ValueError) as error:
-        raise PistageError(Code.STORAGE, f"{path} is damaged: {error}") from None
-
-
-def _agreeing(ours: bytes, theirs: bytes) -> int:
-    """How many records are the same before the first that is not."""
-    if theirs.startswith(ours):
-        return len(ours) // RECORD_BYTES
-    starts = range(0, len(ours), RECORD_BYTES)
-    return next(n for n, at in enumerate(starts) if ours[at : at + RECORD_BYTES] != theirs[at : at + RECORD_BYTES])
-
-
-def _split(raw: bytes, number: int) -> tuple[bytes, bytes]:
-    return raw[: number * RECORD_BYTES], raw[number * RECORD_BYTES :]
 
 
 def _write_all(fd: int, data: memoryview) -> None:

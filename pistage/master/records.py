@@ -123,11 +123,14 @@ def pack(record: Record) -> bytes:
 
 def unpack(raw: bytes) -> list[Record]:
     """The whole records in `raw`; what is none of ours has a kind that is not sound."""
+    return list(unpacked(raw))
+
+
+def unpacked(raw: bytes) -> Iterator[Record]:
+    """The same one by one, for who may not want all of them."""
     whole = len(raw) - len(raw) % RECORD_BYTES
-    return [
-        Record(_id_of(attempt), str(step), stream, length, offset, at, term, lines, place, _kind(kind))
-        for attempt, step, stream, kind, lines, length, offset, place, at, term in _RECORD.iter_unpack(raw[:whole])
-    ]
+    for attempt, step, stream, kind, lines, length, offset, place, at, term in _RECORD.iter_unpack(raw[:whole]):
+        yield Record(_id_of(attempt), str(step), stream, length, offset, at, term, lines, place, _kind(kind))
 
 
 @lru_cache(maxsize=1024)
@@ -202,6 +205,19 @@ def place_before(index: Path, number: int) -> int:
 def is_at(index: Path, number: int, expected: bytes) -> bool:
     """Whether the record before `number` is the expected one."""
     return number == 0 or read_raw(index, number - 1, 1) == expected
+
+
+def agreeing(ours: bytes, theirs: bytes) -> int:
+    """How many records are the same before the first that is not."""
+    if theirs.startswith(ours):
+        return len(ours) // RECORD_BYTES
+    starts = range(0, len(ours), RECORD_BYTES)
+    return next(n for n, at in enumerate(starts) if ours[at : at + RECORD_BYTES] != theirs[at : at + RECORD_BYTES])
+
+
+def split(raw: bytes, number: int) -> tuple[bytes, bytes]:
+    """The first `number` records in `raw`, and the rest."""
+    return raw[: number * RECORD_BYTES], raw[number * RECORD_BYTES :]
 
 
 def stream_path(directory: Path, key: StreamKey) -> Path:
@@ -296,7 +312,7 @@ def read_piece(directory: Path, start: int, end: int, bytes_max: int) -> tuple[b
     stubs: dict[str, bytes] = {}
     taken: list[Record] = []
     size = 0
-    for record in unpack(raw):
+    for record in unpacked(raw):
         stub = stubs.get(record.attempt_id)
         if record.kept and stub is None:
             stub = _read_stub(directory, record.attempt_id)

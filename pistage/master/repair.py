@@ -22,7 +22,7 @@ from pistage.core import limits, machine
 from pistage.errors import Code, PistageError
 from pistage.master.checksums import damaged
 from pistage.master.directories import locked, sync_directory
-from pistage.master.logwriter import promised_term
+from pistage.master.promises import promised_term
 from pistage.master.snapshots import contents_of, copy_state
 from pistage.master.state import State
 from pistage.master.store import DurableLog, Identity

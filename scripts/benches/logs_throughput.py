@@ -70,7 +70,8 @@ async def ours(
         meter = CpuMeter(cluster.pids | {"CLI": client.pid} | engine)
         begun = time.perf_counter()
         gate.open()
-        until_written(client, length)
+        if (written := until_written(client, length)) < length:
+            print(f"    NOT COMPLETE: {written:,} of {length:,} bytes", flush=True)
         taken = time.perf_counter() - begun
         used = meter.used()
         assert client.wait(timeout=60) == 0, "pistage logs -f failed"

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _AT_ONCE = 50  # connections that are being made
+_TRIES = 40
 _ID = re.compile(rb"^id: (\d+)", re.MULTILINE)
 _TAIL_BYTES = 1 << 12
 
@@ -65,7 +66,7 @@ class Follower(asyncio.Protocol):
 async def follow(url: str, path: str) -> Follower:
     """One that is answered, by whichever master it is sent to."""
     where = f"{url}{path}"
-    for _ in range(5):
+    for _ in range(_TRIES):
         parts = urlsplit(where)
         head = f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\n"
         raw = f"{head}Authorization: Bearer {os.environ['PISTAGE_TOKEN']}\r\n\r\n".encode()
@@ -74,10 +75,11 @@ async def follow(url: str, path: str) -> Follower:
         if await follower.answered == 200:
             return follower
         follower.close()
-        if not follower.location:
-            raise SystemExit(f"{where} answered {follower.answered.result()}")
-        where = follower.location if "://" in follower.location else f"{url}{follower.location}"
-    raise SystemExit(f"{where} sends its clients in circles")
+        if follower.location:
+            where = follower.location if "://" in follower.location else f"{url}{follower.location}"
+        else:
+            await asyncio.sleep(0.5)  # nobody leads just now
+    raise SystemExit(f"{where} answered {follower.answered.result()} again and again")
 
 
 async def main() -> None:

@@ -197,3 +197,31 @@ async def test_an_agent_that_comes_after_the_absence_knows_of_it(
         assert end.result.state is State.SUCCEEDED, end.result.reason
         check_gaps(master, assign.attempt_id, PRINTED[text], 1)
         await nothing_left(address, master.hellos[-1].info.id)
+
+
+@pytest.mark.parametrize("user", [None, "1000"])
+async def test_a_step_in_a_shared_container_prints_on_after_an_absence_and_all_of_it_is_kept(
+    master: FakeMaster, start_agent: StartAgent, live_engine: OwnEngine, user: str | None
+) -> None:
+    agent = await start_agent("docker", engine=f"unix://{live_engine.socket}")
+    assign = await master.assign(task(script(FAST, user=user), script("true", id="2")))
+    for _ in range(2):
+        before = len(master.stderr(assign.attempt_id))
+        await master.until(lambda before=before: len(master.stderr(assign.attempt_id)) > before + 50)
+        live_engine.kill()
+        await live_engine.again()
+    end = await master.finished(assign)
+    assert end.result.state is State.SUCCEEDED, end.result.reason
+    assert master.stdout(assign.attempt_id) == PRINTED[FAST]
+    assert master.stderr(assign.attempt_id) == TICKS
+    assert not master.gaps(assign.attempt_id)
+    await nothing_left(f"unix://{live_engine.socket}", agent.agent_id)
+
+
+async def test_the_shell_around_a_command_that_is_killed_says_nothing_in_its_output(
+    master: FakeMaster, start_agent: StartAgent, live_engine: OwnEngine
+) -> None:
+    await start_agent("docker", engine=f"unix://{live_engine.socket}")
+    end = await master.run(task(script("echo mine >&2; kill -9 $$"), script("true", id="2")))
+    assert end.result.exit_code == 137
+    assert master.stderr(end.attempt_id) == b"mine\n"

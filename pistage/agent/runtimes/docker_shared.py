@@ -50,7 +50,8 @@ while :; do sleep 86400 & wait $!; done
 """
 
 #: Around each command. Arguments: its key, its nonce, its working directory, the words to run.
-#: Signals that end the command must not end the script and `tee`: they are what brings the rest of the output.
+#: Signals that end the command must not end the script and `tee`: they are what brings the rest of the output. What the
+#: shell itself has to say of a command that was killed is no output of it.
 _WRAPPER = r"""
 d=/.pistage/$1; n=$2; w=$3; shift 3
 i=0; until [ -d /.pistage ]; do i=$((i+1)); [ $i -lt 300 ] || exit 125; sleep 0.1 2>/dev/null || sleep 1; done
@@ -65,7 +66,7 @@ else
   exec 3>&1 4>&2
   echo "$$" >"$d/pid"
 fi
-if cd "$w" 2>&4 3>&-; then "$@" </dev/null >&3 2>&4 3>&- 4>&-; c=$?; else c=126; fi
+if cd "$w" 2>&4 3>&-; then { ( exec "$@" </dev/null >&3 2>&4 3>&- 4>&- ); c=$?; } 2>/dev/null; else c=126; fi
 printf '\001%s:%s\n' "$n" "$c" >&3
 printf '\001%s:%s\n' "$n" "$c" >&4
 exec 3>&- 4>&-
@@ -95,6 +96,16 @@ read -r p rest <"$d/pid"; alive=1; [ -d "/proc/$p" ] && alive=0
 [ -f "$d/out" ] && tail -c "+$2" "$d/out"
 [ -f "$d/err" ] && tail -c "+$3" "$d/err" >&2
 exit $alive
+"""
+
+
+#: Reads what nobody reads any more of the exec's own streams: an engine that comes back takes no part in execs of
+#: before, and `tee`, which writes to both, would stand still once their pipes are full. Run as the user of the command,
+#: into whose processes it must look. Ends with 3 where nothing runs yet; what it starts ends with the pipes.
+_DRAIN = r"""
+d=/.pistage/$1; [ -f "$d/pid" ] || exit 3
+read -r p a b <"$d/pid"; [ -n "$b" ] || exit 0
+for t in "$a" "$b"; do cat <"/proc/$t/fd/1" >/dev/null 2>&1 & done
 """
 
 
@@ -134,12 +145,16 @@ class SharedContainer:
         nonce = self._notebook.read(note)
         if nonce is not None:
             relaunch = partial(self._launch, command, nonce)
-            return ExecProcess(self._engine, self._container, command.key, nonce, relaunch=relaunch)
+            return ExecProcess(
+                self._engine, self._container, command.key, nonce, user=self._user(command), relaunch=relaunch
+            )  # fmt: skip
         nonce = os.urandom(12).hex()
         self._notebook.write(note, nonce)
         await self._notebook.flush()  # else a command could be started twice, in a container that outlives our machine
         stream = await self._launch(command, nonce)
-        return ExecProcess(self._engine, self._container, command.key, nonce, stream=stream)
+        return ExecProcess(
+            self._engine, self._container, command.key, nonce, user=self._user(command), stream=stream
+        )  # fmt: skip
 
     async def _open(self) -> None:
         image = await self._image()
@@ -175,12 +190,15 @@ class SharedContainer:
         body = {
             "Cmd": ["/bin/sh", "-c", _WRAPPER, "pistage", command.key, nonce, command.workdir, *self._words(command)],
             "Env": [f"{name}={value}" for name, value in command.env.items()],
-            "User": command.user or self._config.get("User") or "",
+            "User": self._user(command),
             "WorkingDir": "/",
             "AttachStdout": True,
             "AttachStderr": True,
         }
         return await self._engine.start_exec(await self._engine.create_exec(self._container, body))
+
+    def _user(self, command: Command) -> str:
+        return command.user or self._config.get("User") or ""
 
     def _words(self, command: Command) -> list[str]:
         if command.script is not None:
@@ -206,6 +224,7 @@ class ExecProcess:
         key: str,
         nonce: str,
         *,
+        user: str,
         relaunch: Callable[[], Awaitable[Stream]] | None = None,
         stream: Stream | None = None,
     ) -> None:
@@ -213,6 +232,8 @@ class ExecProcess:
         self.container = container
         self._key = key
         self._nonce = nonce
+        self._user = user
+        self._is_drained = False
         self._relaunch = relaunch
         self._stream = stream
         self._scanners = {number: TrailerScanner(nonce) for number in (STDOUT, STDERR)}
@@ -255,6 +276,8 @@ class ExecProcess:
     async def _read_spool(self, sink: Sink) -> int:
         """Poll the spool files until they have the trailers."""
         while True:
+            if not self._is_drained:
+                await self._drain()
             for number in self._scanners:
                 self._scanners[number] = TrailerScanner(self._nonce)
             state = await self._read_once(sink)
@@ -268,6 +291,22 @@ class ExecProcess:
                 return await self._untold(state)
             else:
                 await asyncio.sleep(_POLL_S)
+
+    async def _drain(self) -> None:
+        """From now on the spool is what is read; see to it that it goes on."""
+        exec_id = await self._helper(_DRAIN, [self._key], user=self._user)
+        await self._heard(await self._engine.start_exec(exec_id))
+        self._is_drained = (await self._engine.exec_state(exec_id) or {}).get("ExitCode") != 3
+
+    async def _heard(self, stream: Stream) -> bytes:
+        """All that a helper says."""
+        text = b""
+        try:
+            while (message := await stream.read_out()) is not None:
+                text += message.data
+        finally:
+            await close(stream)
+        return text
 
     async def _read_once(self, sink: Sink) -> int | None:
         offsets = {number: sink.length_of(number) for number in self._scanners}
@@ -303,29 +342,18 @@ class ExecProcess:
         """Whether the kernel killed anything in it for its memory limit; engines do not say so of an exec."""
         script = "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null"
         exec_id = await self._helper(script, [])
-        stream = await self._engine.start_exec(exec_id)
-        text = b""
-        try:
-            while (message := await stream.read_out()) is not None:
-                text += message.data
-        finally:
-            await close(stream)
+        text = await self._heard(await self._engine.start_exec(exec_id))
         counts = [line.split()[1] for line in text.splitlines() if line.startswith(b"oom_kill ")]
         return any(count != b"0" for count in counts)
 
-    async def _helper(self, script: str, words: Sequence[str]) -> str:
+    async def _helper(self, script: str, words: Sequence[str], *, user: str = "0") -> str:
         body = {
             "Cmd": ["/bin/sh", "-c", script, "pistage", *words],
-            "User": "0", "WorkingDir": "/", "AttachStdout": True, "AttachStderr": True,
+            "User": user, "WorkingDir": "/", "AttachStdout": True, "AttachStderr": True,
         }  # fmt: skip
         return await self._engine.create_exec(self.container, body)
 
     async def signal(self, name: str) -> None:
         """See `Running`."""
         with contextlib.suppress(EngineGoneError, EngineError):
-            stream = await self._engine.start_exec(await self._helper(_SIGNAL, [self._key, name]))
-            try:
-                while await stream.read_out() is not None:
-                    pass
-            finally:
-                await close(stream)
+            await self._heard(await self._engine.start_exec(await self._helper(_SIGNAL, [self._key, name])))

@@ -26,6 +26,13 @@ def test_what_is_missing_at_a_gap_is_in_order(kept: bytes, gaps: list[Gap]) -> N
     assert wrong_order(kept, gaps, PRINTED) == ""
 
 
+def test_a_gap_that_does_not_say_how_much_is_missing_is_no_excuse_for_everything() -> None:
+    assert wrong_order(b"abgh", [Gap(2, 0, "engine")], PRINTED, unknown_max=4) == ""
+    assert wrong_order(b"abgh", [Gap(2, 0, "engine")], PRINTED, unknown_max=3) != ""
+    assert wrong_order(b"abcd", [Gap(4, 0, "engine")], PRINTED, unknown_max=4) == ""
+    assert wrong_order(b"abcd", [Gap(4, 0, "engine")], PRINTED, unknown_max=3) != ""
+
+
 @pytest.mark.parametrize(
     ("kept", "gaps"),
     [

@@ -295,10 +295,8 @@ def wrong_order(kept: bytes, gaps: Sequence[Gap], printed: bytes, unknown_max: i
     """
     at = start = 0
     least = most = 0  # bytes that are missing before what comes next
-    for place, length, more in [
-        *((gap.place, gap.length, 0 if gap.length else unknown_max) for gap in gaps),
-        _end(kept),
-    ]:
+    known = [(gap.place, gap.length, 0 if gap.length else unknown_max) for gap in gaps]
+    for place, length, more in [*known, (len(kept), 0, 0)]:
         if piece := kept[start:place]:
             found = printed.find(piece, at + least, at + most + len(piece))
             if found < 0:

@@ -18,7 +18,8 @@ _SHARE_MOST, _SHARE_LEAST = 0.6, 0.05
 _AT_ONCE: Final = 4  # a round of the loop
 _CREDIT_MOST_S: Final = 0.002
 _TURN_S: Final = 30e-6  # that a turn costs beside what is done in it
-_WINDOW_S: Final = 0.05  # over which it is measured how busy the process is
+_WINDOW_S: Final = 0.01  # over which it is measured how busy the process is
+_CALM_S: Final = 0.3  # in which it is taken to be half as busy as it was
 
 Waiting = deque["asyncio.Future[None]"]
 
@@ -121,5 +122,6 @@ class Turns:
         if (window := now - self._window_at) >= _WINDOW_S:
             cpu = self._cpu()
             busy = max(0.0, cpu - self._window_cpu - self._window_s) / window
-            self._busy = (self._busy + busy) / 2
+            # What agents send comes in bursts: at the first sign of one all make way, and only slowly come back.
+            self._busy = max(busy, self._busy * 0.5 ** (window / _CALM_S))
             self._window_at, self._window_cpu, self._window_s = now, cpu, 0.0

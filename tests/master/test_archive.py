@@ -20,7 +20,17 @@ from tests.e2e.processes import free_port
 def s3() -> Iterator[str]:
     """The endpoint of an S3 store of its own, with a bucket."""
     endpoint = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", endpoint.rpartition(":")[2]]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "moto.server",
+        "-H",
+        "127.0.0.1",
+        "-p",
+        endpoint.rpartition(":")[2],
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(300):
@@ -54,7 +64,7 @@ def test_what_is_put_is_there_and_every_part_of_it_can_be_read(archive: Archive,
     (tmp_path / "file").write_bytes(whole)
     archive.put("cluster/run/attempt", tmp_path / "file")
     assert archive.size("cluster/run/attempt") == len(whole)
-    assert archive.read("cluster/run/attempt", 12_345_678, 300) == whole[12_345_678 : 12_345_978]
+    assert archive.read("cluster/run/attempt", 12_345_678, 300) == whole[12_345_678:12_345_978]
     assert archive.read("cluster/run/attempt", 0, 0) == b""
     (tmp_path / "file").write_bytes(b"another")
     archive.put("cluster/run/attempt", tmp_path / "file")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from datetime import datetime
 
 from aiodocker.stream import Stream
 
 from pistage.agent.runtimes.base import STDERR, STDOUT, ExecutionError, Exit, Sink
 from pistage.agent.runtimes.docker_log import ContainerLog, Heard
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
+from pistage.agent.runtimes.keeping_up import FORGIVEN_S, KeepingUp
 from pistage.core.plan import FailureClass
 
 ENGINE_RETURN_S = 30.0
 _ENGINE_POLL_S = 0.5
-#: An engine gives an attached client about two seconds after the end to take what is left.
-_STALL_S = 1.0
 #: A container ends when its output does, or a moment later; if not, it has closed its output, or the connection broke.
 _END_DELAY_S = 0.5
 _END_DELAY_MAX_S = 10.0  # then the log is read again, from its beginning
@@ -36,6 +36,7 @@ class OwnProcess:
         self._log = log
         self._stream = stream
         self._heard: dict[int, Heard] = {}
+        self._was_behind = False  # when the stream ended
         self._before = self._seen = absences
 
     @classmethod
@@ -56,12 +57,15 @@ class OwnProcess:
     async def ended(self, sink: Sink) -> Exit:
         """See `Running`."""
         was_attached, is_exact = self._stream is not None, await self._listen(sink)
+        ended_ns = time.time_ns()
         if was_attached and not is_exact:
             await asyncio.sleep(_NOTICE_S)
         wait_s = _END_DELAY_S
         while True:
             try:
                 if is_exact and (code := await self._end_soon(wait_s)) is not None:
+                    if self._was_behind:
+                        await self._note_what_was_forgotten(sink, ended_ns)
                     return await self._exit(code)
                 # The log holds everything from the start, and the sink knows what it has of it.
                 is_exact = False
@@ -85,21 +89,37 @@ class OwnProcess:
         if stream is None:
             return False
         self._heard = {STDOUT: Heard(), STDERR: Heard()}
-        is_exact = True
+        keeping_up = KeepingUp(stream)
         try:
             while (message := await stream.read_out()) is not None:
-                began, heard = time.monotonic(), self._heard[message.stream]
-                if is_exact:
-                    self._outlive(began)
+                heard = self._heard[message.stream]
+                if not keeping_up.has_hung_up:
+                    self._outlive(time.monotonic())
+                keeping_up.is_writing = True
                 await sink.write(message.stream, heard.length, message.data)
+                keeping_up.is_writing = False
                 heard.add(message.data)
-                is_exact = is_exact and time.monotonic() - began < _STALL_S
+                keeping_up.taken += len(message.data)
         except (OSError, EngineGoneError):
             return False
         finally:
+            keeping_up.stop()
             # A client that is connected and does not read blocks the container, and its removal.
             await close(stream)
-        return is_exact
+        self._was_behind = keeping_up.was_behind()
+        return not keeping_up.has_hung_up
+
+    async def _note_what_was_forgotten(self, sink: Sink, ended_ns: int) -> None:
+        """Whether the engine gave us up with something left is not known; if it may have, a gap says so."""
+        known = await self._engine.inspect(self.container) or {}
+        try:
+            finished_s = datetime.fromisoformat(known["State"]["FinishedAt"]).timestamp()
+        except (KeyError, ValueError):
+            finished_s = 0.0
+        late_s = (ended_ns + await self._engine.clock_ahead_ns()) / 1e9 - finished_s
+        if late_s > FORGIVEN_S:
+            for number in (STDOUT, STDERR):
+                await sink.note_gap(number, sink.length_of(number))
 
     def _outlive(self, now: float) -> None:
         """Something came: the absences of a while ago were those of something between us and the engine."""

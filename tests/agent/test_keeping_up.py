@@ -1,0 +1,98 @@
+"""A client that is attached and slow: it hangs up before the engine forgets what is left, and has all of it."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from pistage.agent import policy
+from pistage.agent.runtimes.base import STDERR, STDOUT
+from pistage.agent.runtimes.docker_log import ContainerLog
+from pistage.agent.runtimes.docker_own import OwnProcess
+from pistage.agent.runtimes.engine import Engine
+from tests.agent.test_docker_log import Notes
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+PRINTED = b"".join(b"%d\n" % number for number in range(1, 1_200_001))
+
+
+class SlowSink:
+    """Takes so many bytes a second; notes gaps."""
+
+    def __init__(self, bytes_s: float) -> None:
+        self._bytes_s = bytes_s
+        self.streams = {STDOUT: bytearray(), STDERR: bytearray()}
+        self.gaps: list[tuple[int, int]] = []
+
+    async def write(self, stream: int, offset: int, chunk: bytes) -> None:
+        kept = self.streams[stream]
+        fresh = chunk[len(kept) - offset :] if offset < len(kept) else chunk
+        assert offset <= len(kept), "a gap"
+        if len(fresh) > 1_000:  # lines of the log, of which there are many, come as quickly as they can
+            await asyncio.sleep(len(fresh) / self._bytes_s)
+        kept += fresh
+
+    def length_of(self, stream: int) -> int:
+        return len(self.streams[stream])
+
+    async def note_gap(self, stream: int, offset: int) -> None:
+        self.gaps.append((stream, offset))
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    if "DOCKER_HOST" not in os.environ:
+        pytest.skip("DOCKER_HOST is not set: eval $(scripts/engine start)")
+    engine = Engine("")
+    await engine.connect()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def printed_through(engine: Engine, sink: SlowSink, command: str) -> OwnProcess:
+    spec = policy.ContainerSpec(image="busybox", entrypoint=("/bin/sh", "-ec"), command=(command,), log_driver="local")
+    container = await engine.create(f"keeping-up-{os.getpid()}-{os.urandom(4).hex()}", spec.render())
+    try:
+        notes: Any = Notes()
+        log = ContainerLog(
+            engine, container, notes, "1", loses_newlines=engine.api_version < (1, 42), outlives_engine=False
+        )
+        process = await OwnProcess.start(engine, log)
+        assert (await process.ended(sink)).code == 0
+        return process
+    finally:
+        await engine.remove(container)
+
+
+@pytest.mark.parametrize("bytes_s", [300_000, 600_000, 4_000_000, 100_000_000])
+async def test_however_slowly_it_is_taken_all_of_it_is_there(engine: Engine, bytes_s: float) -> None:
+    sink = SlowSink(bytes_s)
+    await printed_through(engine, sink, "seq 1 1200000")
+    assert bytes(sink.streams[STDOUT]) == PRINTED
+    assert not sink.gaps
+
+
+async def test_who_takes_nothing_for_a_while_and_then_all_of_it_loses_nothing(engine: Engine) -> None:
+    class Stalled(SlowSink):
+        async def write(self, stream: int, offset: int, chunk: bytes) -> None:
+            if offset > 5_000_000 and not self.gaps:
+                self.gaps.append((0, 0))
+                await asyncio.sleep(6)
+            await super().write(stream, offset, chunk)
+
+    sink = Stalled(50_000_000)
+    await printed_through(engine, sink, "seq 1 1200000")
+    assert bytes(sink.streams[STDOUT]) == PRINTED
+    assert sink.gaps == [(0, 0)]
+
+
+async def test_a_step_that_prints_little_and_ends_late_is_attached_to_its_end(engine: Engine) -> None:
+    sink = SlowSink(100_000_000)
+    process = await printed_through(engine, sink, "for i in 1 2 3; do echo $i; sleep 1; done")
+    assert bytes(sink.streams[STDOUT]) == b"1\n2\n3\n"
+    assert not process._log._walks, "the log was not needed"

@@ -22,6 +22,8 @@ PRINTED = b"".join(b"%d\n" % number for number in range(1, 1_200_001))
 class SlowSink:
     """Takes so many bytes a second; notes gaps."""
 
+    is_deaf = False
+
     def __init__(self, bytes_s: float) -> None:
         self._bytes_s = bytes_s
         self.streams = {STDOUT: bytearray(), STDERR: bytearray()}

@@ -151,11 +151,6 @@ def attempts_of(run: dict[str, Any]) -> list[dict[str, Any]]:
     return [attempt for task in run["tasks"] for attempt in task["attempts"]]
 
 
-async def output_of(api: Api, run_id: str) -> bytes:
-    async with api.session.get(f"{api.url}/api/v1/runs/{run_id}/logs?stream=stdout") as response:
-        return await response.read()
-
-
 class EngineClient:
     """The engine's own API, and what has happened to containers since it was opened, oldest first."""
 

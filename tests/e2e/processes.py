@@ -130,6 +130,17 @@ async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
             await asyncio.sleep(0.05)  # polls another process, which has no event of ours to wait for
 
 
+async def output_of(api: Api, run_id: str, **asked: str) -> bytes:
+    """What a run printed, exactly: to standard output, unless another `stream` is asked for."""
+    async with api.session.get(
+        f"{api.url}/api/v1/runs/{run_id}/logs",
+        params={"stream": "stdout"} | asked,
+        headers={"Accept": "application/octet-stream"},
+    ) as response:
+        assert response.status == 200, await response.text()
+        return await response.read()
+
+
 async def ended(api: Api, run_id: str, timeout_s: float = 60.0) -> dict[str, Any]:
     """The run once it is over, however often the master goes away meanwhile."""
 

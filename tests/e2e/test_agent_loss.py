@@ -24,11 +24,10 @@ from tests.e2e.fleets import (
     all_ended,
     attempts_of,
     connected,
-    output_of,
     submit_batch,
     the_engine,
 )
-from tests.e2e.processes import until
+from tests.e2e.processes import output_of, until
 from tests.master.fakes import Api, an_agent
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(180)]

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.conftest import Engine
-from tests.e2e.processes import Processes, a_cluster, ended
+from tests.e2e.processes import Processes, a_cluster, ended, output_of
 from tests.e2e.test_recovery import attempts_of, nothing_left
 from tests.master.fakes import Api
 
@@ -72,8 +72,7 @@ async def test_nothing_is_lost_doubled_or_left_behind(tmp_path: Path, engine: En
         for run_id in made:
             done = await ended(api, run_id, 120)
             assert (done["state"], states_of(done)) == ("succeeded", ["succeeded", "succeeded"]), done
-            async with api.session.get(f"{api.url}/api/v1/runs/{run_id}/logs?task=one&stream=stdout") as response:
-                assert await response.text() == EXPECTED
+            assert (await output_of(api, run_id, task="one")).decode() == EXPECTED
         _, listed = await api.call("GET", "/api/v1/runs?limit=100")
         assert len(listed["items"]) == RUNS
         await nothing_left(engine)

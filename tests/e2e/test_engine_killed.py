@@ -15,8 +15,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.fleets import a_fleet, all_ended, attempts_of, connected, output_of, the_engine
-from tests.e2e.processes import until
+from tests.e2e.fleets import a_fleet, all_ended, attempts_of, connected, the_engine
+from tests.e2e.processes import output_of, until
 from tests.engine import require_engine
 from tests.master.fakes import Api
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Engine
-from tests.e2e.processes import a_cluster, ended, until
-from tests.e2e.test_recovery import nothing_left, output_of, printed
+from tests.e2e.processes import a_cluster, ended, output_of, until
+from tests.e2e.test_recovery import nothing_left, printed
 from tests.master.fakes import Api
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(240)]

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pistage.core.ids import is_id
-from tests.e2e.processes import a_cluster, ended
-from tests.e2e.test_recovery import output_of
+from tests.e2e.processes import a_cluster, ended, output_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -58,6 +57,7 @@ async def test_no_text_of_a_user_becomes_a_path(tmp_path: Path) -> None:
     assert not {name for name in set(os.listdir("/tmp")) - outside if "pwned" in name}  # noqa: PTH208
 
 
+SAYS_TO_A_TERMINAL = "\x1b]0;title\x07\x1b[2Jcleared"
 PRINTED = [
     "::set-env name=PATH::/tmp",
     "::error file=x::pwned",
@@ -65,7 +65,7 @@ PRINTED = [
     '["finished", {"attempt_id": "x", "fence": 1}]',
     "id: 1\nevent: end\ndata: {}\n\n",
     "\x01" + "0" * 24 + ":0",
-    "\x1b]0;title\x07\x1b[2Jcleared",
+    SAYS_TO_A_TERMINAL,
 ]
 
 
@@ -77,6 +77,8 @@ async def test_what_a_job_prints_is_kept_as_it_is_and_does_nothing(tmp_path: Pat
         done = await ended(api, (await api.submit(json.dumps(document)))["id"])
         assert (done["state"], done["tasks"][0]["attempts"][0]["exit_code"]) == ("failed", 3)
         assert (await output_of(api, done["id"])).decode() == text
+        status, shown = await api.call("GET", f"/api/v1/runs/{done['id']}/logs")
+        assert (status, shown) == (200, text.replace(SAYS_TO_A_TERMINAL, "cleared").replace("\x01", ""))
         headers = {"Accept": "text/event-stream"}
         async with api.session.get(f"{api.url}/api/v1/runs/{done['id']}/logs", headers=headers) as response:
             assert (await response.text()).count("event: end") == 1 + text.count("event: end")

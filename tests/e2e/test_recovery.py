@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.processes import a_cluster, ended, has_agent, until
+from tests.e2e.processes import a_cluster, ended, has_agent, output_of, until
 from tests.master.fakes import Api
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -21,11 +21,6 @@ OWN_PROCESS = json.dumps({"name": "Counting", "image": "busybox", "run": COUNTIN
 SHARED_CONTEXT = json.dumps(
     {"name": "Counting", "retry": 0, "uses": {"main": [{"run": "true", "image": "busybox"}, {"run": COUNTING}]}}
 )
-
-
-async def output_of(api: Api, run_id: str) -> bytes:
-    async with api.session.get(f"{api.url}/api/v1/runs/{run_id}/logs?stream=stdout") as response:
-        return await response.read()
 
 
 async def printed(api: Api, run_id: str, count: int) -> None:

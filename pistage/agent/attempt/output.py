@@ -22,6 +22,8 @@ from pistage.wire import GapReason
 class StepOutput:
     """Owns the streams of a step, of which each of its commands (a retry, a hook) writes the next part."""
 
+    is_deaf = False
+
     def __init__(self, outbox: Outbox, attempt_id: str, step: str, *, is_new: bool, masks: Masks) -> None:
         self._outbox = outbox
         self._masks = masks

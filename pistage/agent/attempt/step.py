@@ -279,6 +279,8 @@ async def _outcome_of(running: Running, output: StepOutput | _Deaf) -> Exit | Ex
 class _Deaf:
     """Takes output and keeps nothing."""
 
+    is_deaf = True
+
     def __init__(self) -> None:
         self._lengths = {1: 0, 2: 0}
 

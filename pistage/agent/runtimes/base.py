@@ -67,6 +67,10 @@ class Exit:
 class Sink(Protocol):
     """Where the output of one command goes."""
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether it keeps nothing, so that what can be read later need not be read at all."""
+
     async def write(self, stream: int, offset: int, chunk: bytes) -> None:
         """Take bytes of `stream` that begin at `offset` of this command's output; what it already has is skipped.
 

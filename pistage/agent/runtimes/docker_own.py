@@ -70,9 +70,11 @@ class OwnProcess:
                 # The log holds everything from the start, and the sink knows what it has of it.
                 is_exact = False
                 self._note_absences()
-                await self._log.tell(sink)
+                if not sink.is_deaf:
+                    await self._log.tell(sink)
                 if (code := await self._end_soon(wait_s)) is not None:
-                    await self._log.complete(sink)
+                    if not sink.is_deaf:
+                        await self._log.complete(sink)
                     return await self._exit(code)
                 wait_s = min(2 * wait_s, _END_DELAY_MAX_S)
             except EngineGoneError as gone:

@@ -240,3 +240,26 @@ async def test_a_search_over_many_runs_goes_through_the_newest_first_and_on_from
         assert len(await objects(api, "logs?grep=^run+[0-2]+line+5&regex=1")) == 1 + 3
         assert (await api.call("GET", "/api/v1/logs"))[0] == 400
         assert (await api.call("GET", "/api/v1/logs?grep=x&cursor=abc"))[0] == 400
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+async def test_a_search_goes_on_behind_a_line_that_a_gap_has_broken_off(tmp_path: Path, limit: int) -> None:
+    async with a_run(tmp_path) as (api, agent, assign, run_id):
+        texts = [b"x 0\nx 1 broken", b"x 1 again", b"x 1\nx 2\n"]
+        at = 0
+        for number, text in enumerate(texts):
+            if number:
+                await gap(agent, assign, at, 10, "engine")
+                at += 10
+            await frame(agent, assign, text, at)
+            at += len(text)
+        found: list[tuple[int, str]] = []
+        cursor = ""
+        while True:
+            *lines, end = await objects(api, f"logs?grep=x&limit={limit}{cursor}")
+            assert len(lines) == limit or end["next"] is None
+            found += [(one["line"], one["text"]) for one in lines]
+            if end["next"] is None:
+                break
+            cursor = f"&cursor={end['next']}"
+        assert found == [(0, "x 0"), (1, "x 1 broken"), (1, "x 1 again"), (1, "x 1"), (2, "x 2")]

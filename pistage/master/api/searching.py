@@ -31,7 +31,19 @@ from pistage.master.reading.selection import Selection
 _RUNS_AT_ONCE: Final = 64  # whose copies are compared at one time
 #: Clocks of agents are not ours: output may seem older than its run, or younger.
 _CLOCKS_MS: Final = 3_600_000
-_CURSOR = re.compile(r"([0-9a-z]{26})(?:\.(\d{1,18}))?", re.ASCII)
+_CURSOR = re.compile(r"([0-9a-z]{26})(?:\.(\d{1,18})(?:\.(\d{1,18}))?)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cursor:
+    """Where to go on: at a line of a run, of whose number so many were told. What a gap breaks off counts as no line."""
+
+    run_id: str
+    line: int = 0
+    told: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.run_id}.{self.line}" + (f".{self.told}" if self.told else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +98,7 @@ class SearchRoutes:
             await sender.begin()
             try:
                 search = _Search(self._context, self._means, sender, asked)
-                await search.tell(self._runs(request, asked, cursor[0]), cursor)
+                await search.tell(self._runs(request, asked, cursor.run_id), cursor)
                 return await sender.end()
             except PistageError as refusal:  # only an end that is none says that there is more
                 request.protocol.force_close()
@@ -129,21 +141,21 @@ class _Search:
         self._looked = 0
         self._deadline = time.monotonic() + limits.SEARCH_S
 
-    async def tell(self, pages: AsyncGenerator[list[_Run], None], cursor: tuple[str, int]) -> None:
+    async def tell(self, pages: AsyncGenerator[list[_Run], None], cursor: _Cursor) -> None:
         """What these runs hold, and where to go on."""
-        after = None
+        after: _Cursor | None = None
         async with aclosing(pages):
             async for runs in pages:
                 if not self._asked.is_stale:
                     await self._compare(runs)
                 for run in runs:
-                    line = cursor[1] if run.id == cursor[0] else 0
-                    after = f"{run.id}.{line}" if self._is_over() else await self._tell_of(run, line)
+                    start = cursor if run.id == cursor.run_id else _Cursor(run.id)
+                    after = start if self._is_over() else await self._tell_of(run, start)
                     if after is not None:
                         break
                 if after is not None:
                     break
-        end = {"kind": "end", "next": after, "runs": self._looked}
+        end = {"kind": "end", "next": after and str(after), "runs": self._looked}
         await self._sender.add(json.dumps(end) + "\n")
 
     def _is_over(self) -> bool:
@@ -160,9 +172,10 @@ class _Search:
         with contextlib.suppress(PistageError):  # it is refused again when it is read
             await self._context.copies.readable(run_id)
 
-    async def _tell_of(self, run: _Run, line: int) -> str | None:
-        """The run's lines; where to go on, if that is in its middle."""
-        asked = replace(self._asked, offset=line, limit=self._left)
+    async def _tell_of(self, run: _Run, at: _Cursor) -> _Cursor | None:
+        """The run's lines from there on; where to go on, if that is in its middle."""
+        asked = replace(self._asked, offset=at.line, limit=self._left + at.told)
+        skipped = at.told
         selection = Selection(run.id, [run.id], asked.wanted)
         following = Following(
             context=self._context, files=self._means.files, sender=self._sender, is_stale=asked.is_stale,
@@ -178,12 +191,17 @@ class _Search:
                 async for lines in found:
                     for one in lines:
                         assert isinstance(one, Line), "a search tells of no gaps"
+                        if skipped and one.number == asked.offset:
+                            skipped -= 1
+                            continue
                         await teller.line(one)
                         self._left -= 1
-                        line = one.number + 1
+                        at = replace(at, line=one.number, told=at.told + 1 if one.number == at.line else 1)
+                        if not self._left:
+                            break
                     await self._sender.flush()
                     if not self._left or time.monotonic() > self._deadline:
-                        return f"{run.id}.{max(line, answer.next_line)}"
+                        return at if at.line >= answer.next_line else _Cursor(run.id, answer.next_line)
         except PistageError as refusal:
             if refusal.code is not Code.STORAGE:
                 raise
@@ -192,9 +210,9 @@ class _Search:
         return None
 
 
-def _cursor_in(request: web.Request) -> tuple[str, int]:
+def _cursor_in(request: web.Request) -> _Cursor:
     text = request.query.get("cursor", "")
     match = _CURSOR.fullmatch(text)
     if text and match is None:
         raise PistageError(Code.USAGE, f"cursor: expected what `next` was, got {text[:50]!r}")
-    return (match[1], int(match[2] or 0)) if match is not None else ("", 0)
+    return _Cursor(match[1], int(match[2] or 0), int(match[3] or 0)) if match is not None else _Cursor("")

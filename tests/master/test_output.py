@@ -244,7 +244,7 @@ async def test_a_search_over_many_runs_goes_through_the_newest_first_and_on_from
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 async def test_a_search_goes_on_behind_a_line_that_a_gap_has_broken_off(tmp_path: Path, limit: int) -> None:
-    async with a_run(tmp_path) as (api, agent, assign, run_id):
+    async with a_run(tmp_path) as (api, agent, assign, _):
         texts = [b"x 0\nx 1 broken", b"x 1 again", b"x 1\nx 2\n"]
         at = 0
         for number, text in enumerate(texts):

@@ -168,6 +168,48 @@ async def test_what_was_dropped_while_a_master_was_down_is_removed_when_it_start
         assert (status, text) == (200, "hello\n")
 
 
+@pytest.mark.parametrize(
+    "accept", ["text/plain", "application/octet-stream", "application/x-ndjson", "text/event-stream"]
+)
+async def test_who_asks_for_what_was_dropped_is_told_when_and_why(tmp_path: Path, accept: str) -> None:
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        old = await a_run(api, agent)
+        await a_run(api, agent)
+        await keep(api, runs_max=1)
+        await until(lambda: not has_output(tmp_path, old))
+        for query in ("", "?follow=1", "?grep=hello", "?offset=-1&by=line"):
+            status, refused = await api.call("GET", f"/api/v1/runs/{old['id']}/logs{query}", headers={"Accept": accept})
+            if (status, "grep" in query or "by" in query) == (400, True):
+                continue  # events have no lines
+            assert (status, refused["code"]) == (404, "not_found")
+            told = refused["detail"]
+            assert told.startswith("what Hello#1 printed was dropped at 20") and told.endswith("1 run is kept")
+
+
+async def test_a_retry_whose_kept_tasks_have_lost_their_output_says_so_where_it_was(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        old = await failed_chain(api, agent)
+        _, again = await retry(api, old["id"], {"failed": True})
+        await work(agent, b"built\n")
+        await work(agent, b"shipped\n")
+        await api.ended(again["id"])
+        await keep(api, "Chain", runs_max=1)
+        await until(lambda: not has_output(tmp_path, old))
+        logs = f"/api/v1/runs/{again['id']}/logs"
+        sentence = "what Chain#1 printed was dropped at 20"
+        _, text = await api.call("GET", logs)
+        gap, *rest = text.splitlines()
+        assert gap.startswith(f"[{sentence}") and rest == ["built", "shipped"]
+        assert await api.call("GET", logs, headers={"Accept": "application/octet-stream"}) == (200, "built\nshipped\n")
+        assert (await api.call("GET", logs + "?task=build"))[1] == "built\n"
+        _, told = await api.call("GET", logs, headers={"Accept": "application/x-ndjson"})
+        first, *others = [json.loads(line) for line in told.splitlines()]
+        assert (first["kind"], first["task"], first["reason"], first["missing"]) == ("gap", "fetch", "retention", None)
+        assert [one["text"] for one in others] == ["built\n", "shipped\n"]
+        _, told = await api.call("GET", logs + "?follow=1", headers={"Accept": "text/event-stream"})
+        assert told.count("event: gap\n") == 1 and told.count(sentence) == 1 and told.count("event: output") == 2
+
+
 async def test_a_removal_that_fails_is_tried_again_and_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,8 +119,8 @@ class Following:
 _ENDS: Final = """
 SELECT step.attempt_id, step.id, step.stdout_bytes, COALESCE(step.stdout_missing, 0), step.stderr_bytes,
   COALESCE(step.stderr_missing, 0), step.finished_at
-FROM attempt JOIN step ON step.attempt_id = attempt.id
-WHERE attempt.run_id = ? AND step.finished_at IS NOT NULL ORDER BY step.attempt_id, step.id
+FROM run JOIN attempt ON attempt.run_id = run.id JOIN step ON step.attempt_id = attempt.id
+WHERE run.id = ? AND run.output_dropped_at IS NULL AND step.finished_at IS NOT NULL ORDER BY step.attempt_id, step.id
 """
 _KEPT_TASKS: Final = """
 SELECT task.name, (

@@ -36,7 +36,7 @@ _CURSOR = re.compile(r"([0-9a-z]{26})(?:\.(\d{1,18})(?:\.(\d{1,18}))?)?", re.ASC
 
 @dataclass(frozen=True, slots=True)
 class _Cursor:
-    """Where to go on: at a line of a run, of whose number so many were told. What a gap breaks off counts as no line."""
+    """Where to go on: at a line of a run, of whose number so many were told: what a gap breaks off counts as none."""
 
     run_id: str
     line: int = 0

@@ -214,14 +214,13 @@ class Layout:
         return self.end
 
     def _at_record(self, source: int, record: int) -> Place:
-        """That of this number, also one of the last source that is not there yet."""
-        last = len(self.counts) - 1
-        if source > last:
+        """That of this number, also one that is not there yet, or that a gap has behind all that there is."""
+        if source >= len(self.counts):
             return self.end
         lines = sum(part.lines for sums in self._sums[:source] for part in sums)
-        lines += sum(part.lines for part in self._sums[source][: record // BLOCK_RECORDS])
         if record >= self.counts[source]:
-            return Place(source, record, 0, lines) if source == last else Place(source + 1, 0, 0, lines)
+            return Place(source, record, 0, lines + sum(part.lines for part in self._sums[source]))
+        lines += sum(part.lines for part in self._sums[source][: record // BLOCK_RECORDS])
         for number, one in self._records(source, record // BLOCK_RECORDS):
             if number < record and self._takes(source, one):
                 lines += one.lines

@@ -91,8 +91,9 @@ class Walk:
         lines = start.lines
         for source in range(start.source, len(self.selection.sources)):
             at, skipped = (start.record, start) if source == start.source else (0, Place())
-            if at == 0 and (told := _told(source, 0, await self.live.dropped(self.selection, source), lines)):
-                yield told
+            dropped = _told(source, 0, await self.live.dropped(self.selection, source), lines)
+            if dropped := [item for item in dropped if item.number >= at]:
+                yield dropped
             async with aclosing(self._records(source, at)) as pages:
                 async for number, records in pages:
                     await self._learn(source, records)

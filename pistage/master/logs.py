@@ -22,12 +22,10 @@ from typing import Any, TypeVar
 
 from pistage.core import ids
 from pistage.errors import Code, PistageError
-from pistage.master import blocks as blocks_of
 from pistage.master import records as index_of
-from pistage.master.blocks import Block
 from pistage.master.logrun import FilesSeen, Stream
 from pistage.master.logwriter import Appended, Bounds, FullDiskError, LogWriter, Placed
-from pistage.master.records import Record, StreamKey
+from pistage.master.records import StreamKey
 from pistage.master.signals import Signals
 from pistage.wire import Extent, Fetched, Fit, LogFrame, LogGap, Piece
 
@@ -48,7 +46,7 @@ class LogStore:
 
     def __init__(self, directory: Path, bounds: Bounds) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
+        self.directory = directory
         self._writer = LogWriter(directory, bounds)
         self._thread = ThreadPoolExecutor(1, "logs")
         self._queue: asyncio.Queue[_Queued | _Job] = asyncio.Queue(maxsize=_QUEUE_FRAMES)
@@ -128,14 +126,14 @@ class LogStore:
         return await asyncio.to_thread(self._inventory, before, limit)
 
     def _inventory(self, before: str, limit: int) -> tuple[Extent, ...]:
-        with os.scandir(self._directory) as entries:
+        with os.scandir(self.directory) as entries:
             names = (entry.name for entry in entries if ids.is_id(entry.name) and (not before or entry.name < before))
             newest = heapq.nlargest(limit, names)
-        return tuple(Extent(name, *index_of.extent(self._directory / name / "index")) for name in newest)
+        return tuple(Extent(name, *index_of.extent(self.directory / name / "index")) for name in newest)
 
     async def piece(self, run_id: str, start: int, end: int, bytes_max: int) -> Piece:
         """Records from `start` on, before `end`, with their bytes: at most so many, or one record."""
-        parts = await asyncio.to_thread(index_of.read_piece, self._directory / run_id, start, end, bytes_max)
+        parts = await asyncio.to_thread(index_of.read_piece, self.directory / run_id, start, end, bytes_max)
         return Piece(run_id, start, *parts)
 
     async def fetch(self, run_id: str, start: int, before: bytes, bytes_max: int) -> Fetched:
@@ -145,7 +143,7 @@ class LogStore:
     def _fetch(self, run_id: str, start: int, before: bytes, bytes_max: int) -> Fetched:
         if not ids.is_id(run_id) or start < 0:
             raise PistageError(Code.INVALID, "no such run")
-        directory = self._directory / run_id
+        directory = self.directory / run_id
         count, _ = index_of.extent(directory / "index")
         if start > count:
             return Fetched(Fit(False, count), b"", b"")
@@ -153,20 +151,6 @@ class LogStore:
             return Fetched(Fit(False, index_of.place_before(directory / "index", start - 1)), b"", b"")
         _, records, data, stubs = index_of.read_piece(directory, start, count, bytes_max)
         return Fetched(Fit(True, start + len(records) // index_of.RECORD_BYTES), records, data, stubs)
-
-    # --- reading -------------------------------------------------------------------------------------------------
-
-    async def records(self, run_id: str, start: int, count: int) -> list[Record]:
-        """Records from number `start` on, at most `count`; empty at the end."""
-        return await asyncio.to_thread(index_of.read_records, self._directory / run_id / "index", start, count)
-
-    async def blocks(self, run_id: str) -> list[Block]:
-        """What each 1,024 records of the run amount to, as far as that is known; the last are read by `records`."""
-        return await asyncio.to_thread(blocks_of.read, self._directory / run_id / "blocks")
-
-    async def read(self, run_id: str, key: StreamKey, place: int, length: int) -> bytes:
-        """Bytes of one stream from the kept byte `place` on; fewer than `length` at its end."""
-        return await asyncio.to_thread(index_of.read_bytes, self._directory / run_id, key, place, length)
 
     # --- sealing -------------------------------------------------------------------------------------------------
 
@@ -176,7 +160,7 @@ class LogStore:
 
     async def seal(self, run_id: str, attempt_id: str, fresh: Path | None, seen: FilesSeen) -> bool:
         """Put a sealed file, or the one there is, in the place of plain ones, if these are as they were seen."""
-        aside = self._directory / (attempt_id + _REMOVED)
+        aside = self.directory / (attempt_id + _REMOVED)
         await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)  # of another time, which was broken off
         is_done = await self._do(lambda: self._writer.seal(run_id, attempt_id, fresh, seen, aside))
         await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
@@ -201,7 +185,7 @@ class LogStore:
 
     async def remove(self, run_id: str) -> None:
         """Delete a run's output here; PistageError `unavailable` where the disk does not let it go."""
-        directory, aside = self._directory / run_id, self._directory / (run_id + _REMOVED)
+        directory, aside = self.directory / run_id, self.directory / (run_id + _REMOVED)
 
         def set_aside() -> None:
             # In one step, by the thread that writes: nobody opens, or writes to, what is half gone.
@@ -223,14 +207,14 @@ class LogStore:
         """Delete what earlier removals have left where a master was stopped in the middle of one."""
 
         def finish() -> None:
-            for path in self._directory.glob(f"*{_REMOVED}"):
+            for path in self.directory.glob(f"*{_REMOVED}"):
                 shutil.rmtree(path, ignore_errors=True)
 
         await asyncio.to_thread(finish)
 
     async def run_ids(self) -> AsyncGenerator[list[str], None]:
         """The runs that have output here, some at a time, in no order."""
-        with os.scandir(self._directory) as entries:
+        with os.scandir(self.directory) as entries:
             names = (entry.name for entry in entries if ids.is_id(entry.name))
             while page := await asyncio.to_thread(lambda: list(islice(names, _LISTED_AT_ONCE))):
                 yield page
@@ -239,7 +223,7 @@ class LogStore:
         """Close every file."""
         self._thread.submit(self._writer.close).result()
         self._thread.shutdown()
-        index_of.close_sealed(self._directory)
+        index_of.close_sealed(self.directory)
 
     async def _do(self, work: Callable[[], T]) -> T:
         job = _Job(work, asyncio.get_running_loop().create_future())

@@ -22,6 +22,7 @@ from pistage.master.records import RECORD_BYTES
 from pistage.master.store import DurableLog
 from pistage.wire import CopyAnswer, CopyQuestion
 from tests.master.fakes import a_replica
+from tests.master.kept import records_in
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 NAMES = ("m1", "m2", "m3")
@@ -213,7 +214,7 @@ async def test_a_master_that_is_alone_needs_nobody(tmp_path: Path) -> None:
         assert await put(leader, b"hello") == 5
         leader = await group.elect("m1")
         assert await put(leader, b"", 0) == 5
-        assert group.asked == [] and len(await leader.logs.records(RUN, 0, 9)) == 1
+        assert group.asked == [] and len(records_in(leader.logs, RUN, 0, 9)) == 1
 
 
 async def test_a_new_leader_goes_on_where_the_old_one_acknowledged(tmp_path: Path) -> None:
@@ -486,7 +487,7 @@ async def test_nothing_acknowledged_is_lost_whoever_is_cut_off_stopped_or_electe
         while agent.acked < len(whole):
             await agent.print(chance)
         assert await group.until_alike() == whole[:50_000] + whole[53_000:]
-        gaps = [record for record in await agent.leader.logs.records(RUN, 0, 10_000) if record.gap]
+        gaps = [record for record in records_in(agent.leader.logs, RUN, 0, 10_000) if record.gap]
         assert {record.offset: record.length for record in gaps} == GAPS
         assert len(gaps) == len(GAPS)
 

@@ -21,6 +21,7 @@ from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended, Bounds
 from pistage.master.records import RECORD_BYTES, Record
 from pistage.wire import GapReason
+from tests.master.kept import blocks_in, bytes_in, records_in
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 
@@ -61,9 +62,9 @@ async def test_a_stream_is_what_was_appended_byte_for_byte(tmp_path: Path) -> No
             waiting.append(await store.append(RUN, a_frame(piece, offset), term=0))
             offset += len(piece)
         assert (await asyncio.gather(*waiting))[-1] == Appended(offset)
-        whole = await store.read(RUN, (ATTEMPT, "1", 1), 0, offset + 1)
+        whole = bytes_in(store, RUN, (ATTEMPT, "1", 1), 0, offset + 1)
         assert hashlib.sha256(whole).digest() == hashlib.sha256(b"".join(pieces)).digest()
-        records = await store.records(RUN, 0, 1000)
+        records = records_in(store, RUN, 0, 1000)
         assert [(r.offset, r.length) for r in records][:2] == [(0, len(pieces[0])), (len(pieces[0]), len(pieces[1]))]
 
 
@@ -74,7 +75,7 @@ async def test_a_repeat_is_trimmed_and_a_gap_is_refused(tmp_path: Path) -> None:
         assert await put(store, a_frame(b"lo world", 3)) == Appended(11)
         assert await put(store, a_frame(b"later", 20)) == Appended(11, is_gap=True)
         assert await put(store, a_frame(b"")) == Appended(11)
-        assert await store.read(RUN, (ATTEMPT, "1", 1), 0, 100) == b"hello world"
+        assert bytes_in(store, RUN, (ATTEMPT, "1", 1), 0, 100) == b"hello world"
 
 
 async def test_what_somebody_has_put_beside_the_output_stops_no_master(tmp_path: Path) -> None:
@@ -115,9 +116,9 @@ async def test_streams_steps_and_attempts_are_kept_apart(tmp_path: Path) -> None
             [a_frame(b"0"), a_frame(b"1", stream=2), a_frame(b"2", step="2"), a_frame(b"3", attempt=other)]
         ):
             await put(store, frame)
-            assert await store.read(RUN, (frame.attempt_id, frame.step, frame.stream), 0, 9) == b"%d" % n
-        assert len(await store.records(RUN, 0, 10)) == 4
-        assert [record.key for record in await store.records(RUN, 3, 10)] == [(other, "1", 1)]
+            assert bytes_in(store, RUN, (frame.attempt_id, frame.step, frame.stream), 0, 9) == b"%d" % n
+        assert len(records_in(store, RUN, 0, 10)) == 4
+        assert [record.key for record in records_in(store, RUN, 3, 10)] == [(other, "1", 1)]
 
 
 async def test_lengths_are_found_again_after_a_restart(tmp_path: Path) -> None:
@@ -137,8 +138,8 @@ async def test_what_a_crash_left_beyond_the_index_is_cut_off_and_taken_again(tmp
     async with a_store(tmp_path) as store:
         assert await put(store, a_frame(b"")) == Appended(5)
         assert await put(store, a_frame(b" world", 5)) == Appended(11)
-        assert await store.read(RUN, (ATTEMPT, "1", 1), 0, 100) == b"hello world"
-        assert len(await store.records(RUN, 0, 10)) == 2
+        assert bytes_in(store, RUN, (ATTEMPT, "1", 1), 0, 100) == b"hello world"
+        assert len(records_in(store, RUN, 0, 10)) == 2
 
 
 async def test_a_full_disk_refuses_and_takes_again_once_there_is_space(
@@ -173,8 +174,8 @@ async def test_a_full_stream_takes_a_gap_and_then_a_tail_also_after_a_restart(tm
         assert await put(store, a_frame(b"tail", 9_800)) == Appended(9_804, missing=9_000)
     async with a_store(tmp_path, **{bound: 1_000}) as store:
         assert await put(store, a_frame(b"s", 9_804)) == Appended(9_805, missing=9_000)
-        assert await store.read(RUN, (ATTEMPT, "1", 1), 799, 99) == b"xtails"
-        records = await store.records(RUN, 0, 99)
+        assert bytes_in(store, RUN, (ATTEMPT, "1", 1), 799, 99) == b"xtails"
+        records = records_in(store, RUN, 0, 99)
         assert [(one.offset, one.place, one.length, one.gap) for one in records] == [
             (0, 0, 800, None), (800, 800, 0, GapReason.LIMIT), (800, 800, 9_000, GapReason.LIMIT),
             (9_800, 800, 4, None), (9_804, 804, 1, None),
@@ -212,7 +213,7 @@ async def test_more_gaps_make_no_room_for_more_than_a_run_may_keep(
         for length in (1, 1, 1):
             at = (await put(store, a_gap(at, length, GapReason.LOST))).length
         assert (await put(store, a_gap(at, 1, GapReason.LOST))).is_full
-        assert len(await store.records(RUN, 0, 99)) == 5 + 2 * limits.LOG_TAIL_BYTES_MAX // limits.FRAME_BYTES_MAX
+        assert len(records_in(store, RUN, 0, 99)) == 5 + 2 * limits.LOG_TAIL_BYTES_MAX // limits.FRAME_BYTES_MAX
 
 
 async def test_the_index_counts_toward_the_limit_of_a_run(tmp_path: Path) -> None:
@@ -230,11 +231,11 @@ async def test_a_gap_that_is_sent_again_is_recorded_once(tmp_path: Path) -> None
             assert await put(store, a_gap(5, 7, GapReason.LOST)) == Appended(12, missing=7)
         assert await put(store, a_gap(10, 4, GapReason.LOST)) == Appended(14, missing=9)
         assert (await put(store, a_gap(15, 1, GapReason.LOST))).is_gap
-        assert [one.length for one in await store.records(RUN, 0, 99)] == [5, 0, 7, 2]
+        assert [one.length for one in records_in(store, RUN, 0, 99)] == [5, 0, 7, 2]
         assert await put(store, a_frame(b"gone and there", 2)) == Appended(16, missing=9)
-        assert await store.read(RUN, (ATTEMPT, "1", 1), 0, 99) == b"hellore"
+        assert bytes_in(store, RUN, (ATTEMPT, "1", 1), 0, 99) == b"hellore"
         assert await put(store, a_gap(5, 0, GapReason.ENGINE)) == Appended(16, missing=9)
-        assert len(await store.records(RUN, 0, 99)) == 5
+        assert len(records_in(store, RUN, 0, 99)) == 5
 
 
 async def test_blocks_say_what_the_records_hold_whatever_became_of_their_file(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ async def test_blocks_say_what_the_records_hold_whatever_became_of_their_file(tm
             offsets[stream, step] += len(data)
         records = await written(store, 2_500)
         expected = [block_of(records[:1_024]), block_of(records[1_024:2_048])]
-        assert await store.blocks(RUN) == expected
+        assert blocks_in(store, RUN) == expected
         whole = path.read_bytes()
     for damaged in (b"", whole[:-1], whole[:50] + b"x" + whole[51:], whole + b"more"):
         path.write_bytes(damaged)
@@ -257,7 +258,7 @@ async def test_blocks_say_what_the_records_hold_whatever_became_of_their_file(tm
         assert known == expected[: len(known)]
         async with a_store(tmp_path) as store:
             await put(store, a_frame(b"", step="3"))
-            assert await store.blocks(RUN) == expected
+            assert blocks_in(store, RUN) == expected
 
 
 async def test_a_run_is_the_same_whether_or_not_its_blocks_are_believed(
@@ -306,12 +307,12 @@ async def test_what_was_damaged_below_its_blocks_is_cut_off_all_the_same(tmp_pat
     async with a_store(tmp_path) as store:
         assert await put(store, a_frame(b"")) == Appended(1_500)
         assert await put(store, a_frame(b"y" * 600, 1_500)) == Appended(2_100)
-        assert len(await store.blocks(RUN)) == 1
+        assert len(blocks_in(store, RUN)) == 1
 
 
 async def written(store: LogStore, count: int) -> list[Record]:
     """The records, once there are so many."""
-    while len(records := await store.records(RUN, 0, count)) < count:
+    while len(records := records_in(store, RUN, 0, count)) < count:
         await put(store, a_frame(b"", step="3"))
     return records
 
@@ -351,4 +352,4 @@ async def test_an_index_of_many_records_is_read_in_pieces_and_a_tail_of_zeros_is
         index.write(bytes(3 * RECORD_BYTES))
     async with a_store(tmp_path) as store:
         assert await put(store, a_frame(b"y", 10)) == Appended(11)
-        assert [record.offset for record in await store.records(RUN, 0, 99)] == list(range(11))
+        assert [record.offset for record in records_in(store, RUN, 0, 99)] == list(range(11))

@@ -34,6 +34,7 @@ from pistage.wire import GapReason
 from pistage.wire.codecs import Codec
 from tests.master import test_copies as copying
 from tests.master.fakes import FakeAgent, a_master, an_agent
+from tests.master.kept import bytes_in
 from tests.master.test_logs import a_store
 from tests.master.test_output_failover import three_masters
 
@@ -116,7 +117,7 @@ class Place:
         return (await self.sealing.attend([attempt]))[attempt]
 
     async def read(self, stream: int = 1) -> bytes:
-        return await self.store.read(RUN, (ATTEMPT, "1", stream), 0, 1 << 30)
+        return bytes_in(self.store, RUN, (ATTEMPT, "1", stream), 0, 1 << 30)
 
     @property
     def plain(self) -> Path:
@@ -160,7 +161,7 @@ async def test_what_an_attempt_printed_becomes_one_smaller_file_that_reads_the_s
         assert not place.plain.exists()
         assert place.sealed.stat().st_size < len(TEXT) // 10
         assert (await place.read(1), await place.read(2)) == (TEXT, b"error\n")
-        assert await place.store.read(RUN, (ATTEMPT, "1", 1), 1_000, 50) == TEXT[1_000:1_050]
+        assert bytes_in(place.store, RUN, (ATTEMPT, "1", 1), 1_000, 50) == TEXT[1_000:1_050]
         assert await place.store.piece(RUN, 0, 10, 1 << 20) == before  # so another master gets a copy
         assert await place.attend() is Verdict.NOTHING
         assert place.sealing.sealed_count == 1
@@ -318,7 +319,7 @@ async def test_damage_of_what_is_sealed_is_told_to_its_readers_and_costs_no_othe
         spoil(place.sealed)
         await place.store.end(RUN)
         assert await place.put(b"", 5, attempt=other) == Appended(5)  # its index is as it was
-        assert await place.store.read(RUN, (other, "1", 1), 0, 9) == b"whole"
+        assert bytes_in(place.store, RUN, (other, "1", 1), 0, 9) == b"whole"
         with pytest.raises(PistageError, match="damaged") as refusal:
             await place.read()
         assert refusal.value.code is Code.STORAGE
@@ -507,7 +508,7 @@ async def test_damage_that_a_leader_writes_to_is_set_aside_and_copied_anew(tmp_p
             assert place.sealed.with_suffix(".aside").exists()
             assert await place.store.extend(0, [await leader.piece(RUN, 1, 4, 1 << 20)]) == (wire.Fit(True, 4),)
             assert await place.read() == b"hello world"
-            assert await place.store.read(RUN, (second, "1", 1), 0, 9) == b"2"
+            assert bytes_in(place.store, RUN, (second, "1", 1), 0, 9) == b"2"
 
 
 async def test_what_is_sealed_beyond_the_index_is_cut_off_when_the_run_is_opened(tmp_path: Path) -> None:
@@ -668,7 +669,7 @@ async def test_what_ended_before_the_start_is_found_and_what_a_crash_left_is_cle
                 lambda: place.sealed.exists() and [path.name for path in (tmp_path / "logs").iterdir()] == [RUN]
             )
         assert await place.read() == b"hello"
-        assert await place.store.read(RUN, (both, "1", 1), 0, 9) == b"hello"
+        assert bytes_in(place.store, RUN, (both, "1", 1), 0, 9) == b"hello"
         assert (tmp_path / "logs" / RUN / alive).exists()
         assert not (tmp_path / "logs" / RUN / both).exists()
 

@@ -9,10 +9,11 @@ from datetime import datetime
 
 from aiodocker.stream import Stream
 
+from pistage.agent.runtimes.attached import FORGIVEN_S, Attached, close
 from pistage.agent.runtimes.base import STDERR, STDOUT, ExecutionError, Exit, Sink
 from pistage.agent.runtimes.docker_log import ContainerLog, Heard
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
-from pistage.agent.runtimes.keeping_up import FORGIVEN_S, KeepingUp
+from pistage.agent.runtimes.process_end import process_end
 from pistage.core.plan import FailureClass
 
 ENGINE_RETURN_S = 30.0
@@ -36,7 +37,7 @@ class OwnProcess:
         self._log = log
         self._stream = stream
         self._heard: dict[int, Heard] = {}
-        self._was_behind = False  # when the stream ended
+        self._behind_ns = 0  # when the stream ended, if there was something to be taken all along
         self._before = self._seen = absences
 
     @classmethod
@@ -57,15 +58,14 @@ class OwnProcess:
     async def ended(self, sink: Sink) -> Exit:
         """See `Running`."""
         was_attached, is_exact = self._stream is not None, await self._listen(sink)
-        ended_ns = time.time_ns()
         if was_attached and not is_exact:
             await asyncio.sleep(_NOTICE_S)
         wait_s = _END_DELAY_S
         while True:
             try:
                 if is_exact and (code := await self._end_soon(wait_s)) is not None:
-                    if self._was_behind:
-                        await self._note_what_was_forgotten(sink, ended_ns)
+                    if self._behind_ns:
+                        await self._note_what_was_forgotten(sink, self._behind_ns)
                     return await self._exit(code)
                 # The log holds everything from the start, and the sink knows what it has of it.
                 is_exact = False
@@ -91,25 +91,33 @@ class OwnProcess:
         if stream is None:
             return False
         self._heard = {STDOUT: Heard(), STDERR: Heard()}
-        keeping_up = KeepingUp(stream)
-        try:
-            while (message := await stream.read_out()) is not None:
-                heard = self._heard[message.stream]
-                if not keeping_up.has_hung_up:
-                    self._outlive(time.monotonic())
-                keeping_up.is_writing = True
-                await sink.write(message.stream, heard.length, message.data)
-                keeping_up.is_writing = False
-                heard.add(message.data)
-                keeping_up.taken += len(message.data)
-        except (OSError, EngineGoneError):
-            return False
-        finally:
-            keeping_up.stop()
-            # A client that is connected and does not read blocks the container, and its removal.
-            await close(stream)
-        self._was_behind = keeping_up.was_behind()
-        return not keeping_up.has_hung_up
+        attached = Attached(stream)
+        failure: Exception | None = None
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(attached.look()),
+                group.create_task(attached.watch(process_end(self._engine, self.container))),
+            ]
+            try:
+                await self._take(attached, sink)
+            except Exception as error:  # raised again below, not in a group
+                failure = error
+            finally:
+                for task in beside:
+                    task.cancel()
+                await attached.close()
+        if failure is not None and not isinstance(failure, (OSError, EngineGoneError)):
+            raise failure
+        self._behind_ns = attached.ended_ns if attached.was_behind else 0
+        return failure is None and not attached.has_hung_up
+
+    async def _take(self, attached: Attached, sink: Sink) -> None:
+        while (message := await attached.read_out()) is not None:
+            heard = self._heard[message.stream]
+            if not attached.has_hung_up:
+                self._outlive(time.monotonic())
+            await sink.write(message.stream, heard.length, message.data)
+            heard.add(message.data)
 
     async def _note_what_was_forgotten(self, sink: Sink, ended_ns: int) -> None:
         """Whether the engine gave us up with something left is not known; if it may have, a gap says so."""
@@ -167,9 +175,3 @@ async def wait_for_engine(engine: Engine, gone: EngineGoneError) -> None:
             return
     reason = f"the engine went away and did not come back within {ENGINE_RETURN_S:g} s: {gone}"
     raise ExecutionError(FailureClass.LOST, reason)
-
-
-async def close(stream: Stream) -> None:
-    """Disconnect; aiodocker is strict about connections that the engine has closed already."""
-    with contextlib.suppress(AssertionError, OSError):
-        await stream.close()

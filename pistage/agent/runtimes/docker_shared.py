@@ -19,6 +19,7 @@ from typing import Any
 from aiodocker.stream import Stream
 
 from pistage.agent import policy
+from pistage.agent.runtimes.attached import close
 from pistage.agent.runtimes.base import (
     STDERR,
     STDOUT,
@@ -30,7 +31,7 @@ from pistage.agent.runtimes.base import (
     Sink,
     script_argv,
 )
-from pistage.agent.runtimes.docker_own import close, wait_for_engine
+from pistage.agent.runtimes.docker_own import wait_for_engine
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 from pistage.agent.runtimes.trailer import TrailerScanner
 from pistage.core.plan import FailureClass

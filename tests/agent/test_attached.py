@@ -1,4 +1,4 @@
-"""A client that is attached and slow: it hangs up before the engine forgets what is left, and has all of it."""
+"""A client that is attached and slow: what is left when the container ends is held, and it has all of it."""
 
 import asyncio
 import os
@@ -12,11 +12,13 @@ from pistage.agent.runtimes.base import STDERR, STDOUT
 from pistage.agent.runtimes.docker_log import ContainerLog
 from pistage.agent.runtimes.docker_own import OwnProcess
 from pistage.agent.runtimes.engine import Engine
+from pistage.agent.runtimes.process_end import process_end
 from tests.agent.test_docker_log import Notes
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-PRINTED = b"".join(b"%d\n" % number for number in range(1, 1_200_001))
+LINES = 500_000
+PRINTED = b"".join(b"%d\n" % number for number in range(1, LINES + 1))
 
 
 class SlowSink:
@@ -71,10 +73,19 @@ async def printed_through(engine: Engine, sink: SlowSink, command: str) -> OwnPr
         await engine.remove(container)
 
 
+async def untold(engine: Engine, container: str) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["its end is told", "its end is not told"])
 @pytest.mark.parametrize("bytes_s", [300_000, 600_000, 4_000_000, 100_000_000])
-async def test_however_slowly_it_is_taken_all_of_it_is_there(engine: Engine, bytes_s: float) -> None:
+async def test_however_slowly_it_is_taken_all_of_it_is_there(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, bytes_s: float, is_told: bool
+) -> None:
+    if not is_told:  # as where the engine is on another machine
+        monkeypatch.setattr("pistage.agent.runtimes.docker_own.process_end", untold)
     sink = SlowSink(bytes_s)
-    await printed_through(engine, sink, "seq 1 1200000")
+    await printed_through(engine, sink, f"seq 1 {LINES}")
     assert bytes(sink.streams[STDOUT]) == PRINTED
     assert not sink.gaps
 
@@ -82,13 +93,13 @@ async def test_however_slowly_it_is_taken_all_of_it_is_there(engine: Engine, byt
 async def test_who_takes_nothing_for_a_while_and_then_all_of_it_loses_nothing(engine: Engine) -> None:
     class Stalled(SlowSink):
         async def write(self, stream: int, offset: int, chunk: bytes) -> None:
-            if offset > 5_000_000 and not self.gaps:
+            if offset > 1_000_000 and not self.gaps:
                 self.gaps.append((0, 0))
                 await asyncio.sleep(6)
             await super().write(stream, offset, chunk)
 
     sink = Stalled(50_000_000)
-    await printed_through(engine, sink, "seq 1 1200000")
+    await printed_through(engine, sink, f"seq 1 {LINES}")
     assert bytes(sink.streams[STDOUT]) == PRINTED
     assert sink.gaps == [(0, 0)]
 
@@ -98,3 +109,21 @@ async def test_a_step_that_prints_little_and_ends_late_is_attached_to_its_end(en
     process = await printed_through(engine, sink, "for i in 1 2 3; do echo $i; sleep 1; done")
     assert bytes(sink.streams[STDOUT]) == b"1\n2\n3\n"
     assert not process._log._walks, "the log was not needed"
+
+
+async def test_the_end_of_a_process_is_told_at_once_and_only_by_the_machine_that_has_it(engine: Engine) -> None:
+    spec = policy.ContainerSpec(image="busybox", entrypoint=("sleep",), command=("60",), log_driver="local")
+    container = await engine.create(f"ending-{os.getpid()}-{os.urandom(4).hex()}", spec.render())
+    try:
+        assert await process_end(engine, container), "it has not begun"
+        await engine.start(container)
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            ending = group.create_task(process_end(engine, container))
+            assert not (await asyncio.wait([ending], timeout=0.3))[0]
+            await engine.kill(container, "SIGKILL")
+        assert ending.result()
+        assert not await process_end(engine, "0" * 64)
+        elsewhere = Engine("tcp://127.0.0.1:1")
+        assert not await process_end(elsewhere, container)
+    finally:
+        await engine.remove(container)

@@ -212,8 +212,11 @@ class Outgoing:
         first = self._waiting[0]
         if isinstance(first, Gap):
             return self._retry_at if self._answered >= self._sent else None
-        is_ripe = self.is_ended or len(self._waiting) > 1 or first.length * 2 > limits.FRAME_BYTES_MAX
-        return self._retry_at if is_ripe else max(self._retry_at, first.due)
+        if self.is_ended or len(self._waiting) > 1 or first.length * 2 > limits.FRAME_BYTES_MAX:
+            return self._retry_at
+        # As RFC 896 has it: while an answer is awaited, what is small waits for company. The busier the masters, the
+        # later they answer, and the fewer frames they get.
+        return None if self._under_way else max(self._retry_at, first.due)
 
     def take(self, *, at: int, now: float) -> LogFrame | LogGap:
         """What is to be sent next; `at` is now in milliseconds UTC, `now` in monotonic seconds."""

@@ -12,7 +12,7 @@ from pistage.master.feeds import Feed, LedRun
 #: carry output to one master less carry a fifth more of it, but never longer than this.
 _BEHIND_MAX_S: Final = 15.0
 _QUIET_S: Final = 0.5
-_SLOW_S: Final = 0.3  # whoever does not get on for longer is not waited for alone; who is merely busy is
+_SLOW_S: Final = 1.0  # whoever does not get on for longer is not waited for alone; who is merely busy is
 
 
 @dataclass(slots=True)

@@ -34,6 +34,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pistage.master.tenure._AGAIN_S", 0.02)
     monkeypatch.setattr("pistage.master.tenure._LOOK_EVERY_S", 0.02)
     monkeypatch.setattr("pistage.master.tenure._STRAGGLERS_S", 0.05)
+    monkeypatch.setattr("pistage.master.feeding._SLOW_S", 0.2)
     monkeypatch.setattr("pistage.master.tenure._SWEEP_AGAIN_S", 0.05)
     monkeypatch.setattr("pistage.master.feeds._BACKOFF_FIRST_S", 0.01)
     monkeypatch.setattr("pistage.master.feeds._BACKOFF_MAX_S", 0.05)

@@ -145,7 +145,7 @@ class Outgoing:
         last = queue[-1] if queue else None
         if isinstance(last, Chunk) and self._is_company(last, len(data), now):
             last.add(data)
-            is_earlier = last.length * 2 > limits.FRAME_BYTES_MAX
+            is_earlier = _is_large(last.length)
         else:
             is_earlier = True
             # The first frame in a while does not wait for company: whoever watches a slow command sees it at once.
@@ -212,7 +212,7 @@ class Outgoing:
         first = self._waiting[0]
         if isinstance(first, Gap):
             return self._retry_at if self._answered >= self._sent else None
-        if self.is_ended or len(self._waiting) > 1 or first.length * 2 > limits.FRAME_BYTES_MAX:
+        if self.is_ended or len(self._waiting) > 1 or _is_large(first.length):
             return self._retry_at
         # As RFC 896 has it: while an answer is awaited, what is small waits for company. The busier the masters, the
         # later they answer, and the fewer frames they get.
@@ -327,3 +327,7 @@ class Outgoing:
         self._under_way.clear()
         self.held = self.held_back = 0
         self.tail, self.is_over = None, True
+
+
+def _is_large(length: int) -> bool:
+    return length * 4 > limits.FRAME_BYTES_MAX * 3

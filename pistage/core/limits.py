@@ -58,7 +58,7 @@ BATCH_TEXT_BYTES_MAX: Final = 2 * MIB  # the document, once for each set of para
 # --- output ----------------------------------------------------------------------------------------------
 FRAME_BYTES_MAX: Final = 256 * KIB
 FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company
-OUTBOX_BYTES_MAX: Final = 16 * MIB  # full means: stop reading the engine, never drop
+OUTBOX_BYTES_MAX: Final = 64 * MIB  # full means: stop reading the engine, never drop
 MASK_CHARS_MIN: Final = 8  # what is shorter stands in much that is no secret, and is found by trying anyway
 LOG_TAIL_BYTES_MAX: Final = 1 * MIB  # of a stream, kept behind a limit: an agent holds it in memory until the end
 READERS_MAX: Final = 4_096  # answers of output under way on a master; each has a buffer of some 100 KiB at worst

@@ -1,9 +1,10 @@
 """What an engine brings of a container: no faster than it is taken while the container runs, at once when it has ended.
 
 Two seconds after a container's end the engine closes what it copies from it, and what a slow client has kept it from
-reading is in no log either. So what is left then is held here until it is taken; that is at most what the engine, the
-socket and the container's pipe hold. Should even that take too long, or where nobody can say when the container ends,
-who hangs up in time loses nothing: the rest then stands in the log, from which it comes slowly.
+reading is in no log either. What it holds for the client stays, up to a megabyte: so it is enough to take what is more
+than that. So much is read at once when the container has ended, and held here. Should even that take too long, or where
+nobody can say when the container ends, who hangs up in time loses nothing: the rest then stands in the log, from which
+it comes slowly.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import fcntl
 import termios
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Final
 
 from aiodocker.stream import Message, Stream
@@ -27,21 +28,45 @@ FORGIVEN_S: Final = 1.9
 _HANG_UP_S: Final = 1.5
 _LOOK_EVERY_S: Final = 0.25
 _BEHIND_S: Final = 1.0
-#: What there can be left: a megabyte of the engine's, the socket's, the container's pipe. Who takes so much in a second
-#: has all of it within what is forgiven.
-_ENOUGH_BYTES: Final = 800 * limits.KIB
-#: Several times what there can be.
-_HELD_BYTES_MAX: Final = 8 * limits.MIB
+#: The engine reads on when it holds less than a megabyte for us, and it may hold two; what waits on our side and in the
+#: socket comes before that.
+_ENOUGH_BYTES: Final = 1536 * limits.KIB
+
+
+class Urgent:
+    """How many containers have ended whose output must be taken now: whoever is not one of those waits for them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """In the block there is one more."""
+        self._count += 1
+        self._none.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if not self._count:
+                self._none.set()
+
+    async def give_way(self) -> None:
+        """Wait until there are none; each is one for a moment only."""
+        await self._none.wait()
 
 
 class Attached:
     """Of one container: `read_out` until it is None, with `look` and `watch` beside it; then `close`."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, urgent: Urgent) -> None:
         self.has_hung_up = False
-        self.ended_ns = 0  # when its end was read, nanoseconds UTC of our clock
+        self.has_process_ended = False
+        self.safe_ns = 0  # when nothing could be lost any more, nanoseconds UTC of our clock
         self.was_behind = False  # then: there had been something to be taken for all of a second
-        self._stream = stream
+        self._stream, self._urgent = stream, urgent
         self._calm_at = time.monotonic()
         self._reading = asyncio.Lock()
         self._held: deque[Message | None] = deque()
@@ -52,6 +77,7 @@ class Attached:
     async def read_out(self) -> Message | None:
         """What comes next; None at the end. OSError where the connection broke."""
         if not self._held:
+            await self._urgent.give_way()
             async with self._reading:
                 if not self._held:
                     return await self._read()
@@ -69,9 +95,9 @@ class Attached:
 
     async def watch(self, process_end: Awaitable[bool]) -> None:
         """Hold what is left once the process has ended; False says that nobody will say when it has."""
-        self._is_end_told = await process_end
-        if self._is_end_told:
-            with contextlib.suppress(OSError):  # who reads meets it, too
+        self.has_process_ended = self._is_end_told = await process_end
+        if self.has_process_ended:
+            with contextlib.suppress(OSError), self._urgent.one():  # who reads meets an error, too
                 await self._hold()
 
     async def close(self) -> None:
@@ -81,14 +107,14 @@ class Attached:
     async def _read(self) -> Message | None:
         message = await self._stream.read_out()
         if message is None:
-            self.ended_ns, self.was_behind = time.time_ns(), self._is_behind()
+            self._be_safe()
         else:
             self._taken_bytes += len(message.data)
         return message
 
     async def _hold(self) -> None:
-        until, held_bytes = time.monotonic() + _HANG_UP_S, 0
-        while held_bytes < _HELD_BYTES_MAX:
+        until, enough = time.monotonic() + _HANG_UP_S, self._taken_bytes + _ENOUGH_BYTES
+        while self._taken_bytes < enough:
             async with self._reading:
                 try:
                     async with asyncio.timeout(_LOOK_EVERY_S):
@@ -98,10 +124,14 @@ class Attached:
                 self._held.append(message)
             if message is None:
                 return
-            held_bytes += len(message.data)
             if time.monotonic() > until:
                 self._hang_up()
                 return
+        self._be_safe()
+
+    def _be_safe(self) -> None:
+        if not self.safe_ns:
+            self.safe_ns, self.was_behind = time.time_ns(), self._is_behind()
 
     def _hang_up(self) -> None:
         self.has_hung_up = True

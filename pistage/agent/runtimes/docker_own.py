@@ -37,7 +37,8 @@ class OwnProcess:
         self._log = log
         self._stream = stream
         self._heard: dict[int, Heard] = {}
-        self._behind_ns = 0  # when the stream ended, if there was something to be taken all along
+        self._has_process_ended = False  # as far as was known when the stream ended
+        self._behind_ns = 0  # when nothing more could be lost, if there was something to be taken all along
         self._before = self._seen = absences
 
     @classmethod
@@ -60,7 +61,7 @@ class OwnProcess:
         was_attached, is_exact = self._stream is not None, await self._listen(sink)
         if was_attached and not is_exact:
             await asyncio.sleep(_NOTICE_S)
-        wait_s = _END_DELAY_S
+        wait_s = _END_DELAY_MAX_S if is_exact and self._has_process_ended else _END_DELAY_S
         while True:
             try:
                 if is_exact and (code := await self._end_soon(wait_s)) is not None:
@@ -91,7 +92,7 @@ class OwnProcess:
         if stream is None:
             return False
         self._heard = {STDOUT: Heard(), STDERR: Heard()}
-        attached = Attached(stream)
+        attached = Attached(stream, self._engine.urgent)
         failure: Exception | None = None
         async with asyncio.TaskGroup() as group:
             beside = [
@@ -108,7 +109,8 @@ class OwnProcess:
                 await attached.close()
         if failure is not None and not isinstance(failure, (OSError, EngineGoneError)):
             raise failure
-        self._behind_ns = attached.ended_ns if attached.was_behind else 0
+        self._has_process_ended = attached.has_process_ended
+        self._behind_ns = attached.safe_ns if attached.was_behind else 0
         return failure is None and not attached.has_hung_up
 
     async def _take(self, attached: Attached, sink: Sink) -> None:
@@ -119,14 +121,14 @@ class OwnProcess:
             await sink.write(message.stream, heard.length, message.data)
             heard.add(message.data)
 
-    async def _note_what_was_forgotten(self, sink: Sink, ended_ns: int) -> None:
+    async def _note_what_was_forgotten(self, sink: Sink, safe_ns: int) -> None:
         """Whether the engine gave us up with something left is not known; if it may have, a gap says so."""
         known = await self._engine.inspect(self.container) or {}
         try:
             finished_s = datetime.fromisoformat(known["State"]["FinishedAt"]).timestamp()
         except (KeyError, ValueError):
             finished_s = 0.0
-        late_s = (ended_ns + await self._engine.clock_ahead_ns()) / 1e9 - finished_s
+        late_s = (safe_ns + await self._engine.clock_ahead_ns()) / 1e9 - finished_s
         if late_s > FORGIVEN_S:
             for number in (STDOUT, STDERR):
                 await sink.note_gap(number, sink.length_of(number))

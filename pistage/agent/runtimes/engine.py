@@ -23,6 +23,7 @@ import aiohttp
 from aiodocker.stream import Stream
 from yarl import URL
 
+from pistage.agent.runtimes.attached import Urgent
 from pistage.core.plan import RegistryAuth
 
 DEFAULT = "unix:///var/run/docker.sock"
@@ -54,6 +55,7 @@ class Engine:
         self.api_version = (0, 0)
         self.absence_count = 0  # how often the engine has been seen to go away
         self._absences: deque[tuple[int, int, float]] = deque(maxlen=_ABSENCES_MAX)
+        self.urgent = Urgent()
         self.is_away = False  # as far as `watch` has seen
         self._docker: aiodocker.Docker | None = None
         self._connector: aiohttp.BaseConnector | None = None

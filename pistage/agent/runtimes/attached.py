@@ -21,6 +21,7 @@ from typing import Final
 
 from aiodocker.stream import Message, Stream
 
+from pistage.agent.runtimes.base import STDERR, STDOUT
 from pistage.core import limits
 
 #: How long the engine forgives, after the end; a little less.
@@ -108,6 +109,8 @@ class Attached:
         message = await self._stream.read_out()
         if message is None:
             self._be_safe()
+        elif message.stream not in {STDOUT, STDERR}:
+            raise OSError(f"the engine says: {message.data[:200].decode('utf-8', 'replace')}")
         else:
             self._taken_bytes += len(message.data)
         return message

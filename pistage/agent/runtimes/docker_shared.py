@@ -89,11 +89,13 @@ done
 exit 0
 """
 
-#: Reads the spool from two offsets. Arguments: key, offset+1 of stdout, of stderr. Ends with 3 if there is no spool,
-#: 0 if the command's script still ran before the reading began, 1 if it did not.
+#: Reads the spool from two offsets. Arguments: key, offset+1 of stdout, of stderr, a word that comes first on both: an
+#: engine that cannot start an exec says so where the output would be. Ends with 3 if there is no spool, 0 if the
+#: command's script still ran before the reading began, 1 if it did not.
 _READER = r"""
 d=/.pistage/$1; [ -f "$d/pid" ] || exit 3
 read -r p rest <"$d/pid"; alive=1; [ -d "/proc/$p" ] && alive=0
+printf %s "$4"; printf %s "$4" >&2
 [ -f "$d/out" ] && tail -c "+$2" "$d/out"
 [ -f "$d/err" ] && tail -c "+$3" "$d/err" >&2
 exit $alive
@@ -297,7 +299,7 @@ class ExecProcess:
         """From now on the spool is what is read; see to it that it goes on."""
         exec_id = await self._helper(_DRAIN, [self._key], user=self._user)
         await self._heard(await self._engine.start_exec(exec_id))
-        self._is_drained = (await self._engine.exec_state(exec_id) or {}).get("ExitCode") != 3
+        self._is_drained = (await self._engine.exec_state(exec_id) or {}).get("ExitCode") == 0
 
     async def _heard(self, stream: Stream) -> bytes:
         """All that a helper says."""
@@ -311,15 +313,20 @@ class ExecProcess:
 
     async def _read_once(self, sink: Sink) -> int | None:
         offsets = {number: sink.length_of(number) for number in self._scanners}
-        words = [self._key, *(str(offset + 1) for offset in offsets.values())]
-        exec_id = await self._helper(_READER, words)
+        word = os.urandom(12).hex()
+        heads = dict.fromkeys(self._scanners, word.encode())  # what of it is still to come
+        exec_id = await self._helper(_READER, [self._key, *(str(offset + 1) for offset in offsets.values()), word])
         stream = await self._engine.start_exec(exec_id)
         try:
             while (message := await stream.read_out()) is not None:
-                text = self._scanners[message.stream].feed(message.data)
-                if text:
-                    await sink.write(message.stream, offsets[message.stream], text)
-                    offsets[message.stream] += len(text)
+                number, data = message.stream, message.data
+                head = heads.get(number, word.encode())
+                if not data.startswith(head) and not head.startswith(data):
+                    raise EngineGoneError(f"it says: {data[:200].decode('utf-8', 'replace')}")
+                heads[number], data = head[len(data) :], data[len(head) :]
+                if text := self._scanners[number].feed(data):
+                    await sink.write(number, offsets[number], text)
+                    offsets[number] += len(text)
         finally:
             await close(stream)
         return (await self._engine.exec_state(exec_id) or {}).get("ExitCode")

@@ -27,6 +27,7 @@ from pistage.agent.runtimes.attached import Urgent
 from pistage.core.plan import RegistryAuth
 
 DEFAULT = "unix:///var/run/docker.sock"
+_OUTPUT = frozenset({1, 2})  # streams; on others an engine speaks for itself
 _HEADER = struct.Struct(">BxxxL")
 _NO_CONNECTION = 900  # aiodocker's word for it
 _WATCH_AGAIN_S = 0.5
@@ -221,6 +222,10 @@ class Engine:
                     if len(rest) - position - _HEADER.size < length:
                         break
                     position += _HEADER.size
+                    if stream not in _OUTPUT:
+                        raise EngineGoneError(
+                            f"it says: {rest[position : position + length].decode('utf-8', 'replace')}"
+                        )
                     yield stream, rest[position : position + length]
                     position += length
                 rest = rest[position:]

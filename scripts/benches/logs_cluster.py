@@ -26,6 +26,7 @@ FIRST_LINES = 655  # 64 KiB: more than a client writes to its sockets before it 
 INSIDE = "/bench"  # where a container sees the directory of what is printed
 IMAGE = "busybox"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_QUIET_S = 4  # longer than what ends waits to be compressed
 _WAIT_S = 120.0
 
 
@@ -212,6 +213,16 @@ class Cluster:
         servers = [self.url, *others] if asks_leader else [*others, self.url]
         environ = self.masters.environ() | {"PISTAGE_TOKEN": TOKEN, "PISTAGE_SERVER": ",".join(servers)}
         return subprocess.Popen([sys.executable, "-m", "pistage", "logs", run_id, "-f"], env=environ, stdout=stdout)
+
+    async def calm(self) -> None:
+        """Once nobody does much: what was printed before is copied and compressed."""
+        async with asyncio.timeout(_WAIT_S):
+            quiet_s = 0
+            while quiet_s < _QUIET_S:
+                meter = CpuMeter(self.pids)
+                await asyncio.sleep(1)
+                used_s = sum(sum(times) for name, times in meter.used() if name != "rest")
+                quiet_s = quiet_s + 1 if used_s < 0.15 else 0
 
     async def has_printed(self, run_id: str, count: int, wait_s: float = _WAIT_S) -> None:
         """Once so many bytes of stdout are in the leader's files."""

@@ -62,6 +62,7 @@ async def ours(
 ) -> tuple[float, str]:
     """MB/s from the gate to the last byte that `pistage logs -f` writes, and the CPU that it took."""
     await cluster.find_leader()
+    await cluster.calm()
     run_id = await cluster.submit(*scripts)
     client = cluster.follow(run_id, subprocess.DEVNULL, asks_leader=asks_leader)
     try:

@@ -26,7 +26,7 @@ FIRST_LINES = 655  # 64 KiB: more than a client writes to its sockets before it 
 INSIDE = "/bench"  # where a container sees the directory of what is printed
 IMAGE = "busybox"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_QUIET_S = 4  # longer than what ends waits to be compressed
+_QUIET_S = 12  # longer than what ended waits to be compressed
 _WAIT_S = 120.0
 
 

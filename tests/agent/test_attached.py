@@ -162,7 +162,7 @@ async def ended() -> bool:
 async def test_what_is_left_is_held_up_to_what_makes_room_for_the_rest() -> None:
     stream: Any = Piped(100)
     attached = Attached(stream, Urgent())
-    await attached.watch(ended())
+    await attached.watch(ended)
     assert stream.left == 100 - 24 and attached.safe_ns
     taken = 0
     while message := await attached.read_out():

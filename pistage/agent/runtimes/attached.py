@@ -16,7 +16,7 @@ import fcntl
 import termios
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from aiodocker.stream import Message, Stream
@@ -94,9 +94,9 @@ class Attached:
                 return
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def watch(self, process_end: Awaitable[bool]) -> None:
+    async def watch(self, process_end: Callable[[], Awaitable[bool]]) -> None:
         """Hold what is left once the process has ended; False says that nobody will say when it has."""
-        self.has_process_ended = self._is_end_told = await process_end
+        self.has_process_ended = self._is_end_told = await process_end()
         if self.has_process_ended:
             with contextlib.suppress(OSError), self._urgent.one():  # who reads meets an error, too
                 await self._hold()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from datetime import datetime
+from functools import partial
 
 from aiodocker.stream import Stream
 
@@ -97,7 +98,7 @@ class OwnProcess:
         async with asyncio.TaskGroup() as group:
             beside = [
                 group.create_task(attached.look()),
-                group.create_task(attached.watch(process_end(self._engine, self.container))),
+                group.create_task(attached.watch(partial(process_end, self._engine, self.container))),
             ]
             try:
                 await self._take(attached, sink)

@@ -79,7 +79,8 @@ async def submit(api: Api, definition: dict[str, Any]) -> str:
 async def assert_exact(group: Group, api: Api, run: dict[str, Any], program: Program) -> None:
     directories = {"m1": group.data_dir("m1") / "logs" / run["id"]}
     wrong = wrong_as_reported(run, program) + await wrong_when_read(api.session, api.url, run, program)
-    assert wrong + await asyncio.to_thread(wrong_in_files, directories, run, program) == []
+    wrong += await asyncio.to_thread(wrong_in_files, directories, run, program)
+    assert not wrong, wrong
 
 
 def witness_of(run_id: str, bytes_min: int = 1) -> BinaryIO | None:

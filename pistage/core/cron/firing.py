@@ -36,8 +36,7 @@ _AT_S_MIN, _AT_S_MAX = -1, (YEAR_LAST - 1969) * 366 * 86_400
 def next_after(cron: Cron, zone: ZoneInfo, after_ms: int) -> int | None:
     """The first instant strictly after `after_ms` at which the expression fires; both milliseconds UTC.
 
-    None when there is none in its years, or before 2200. Some microseconds; at worst, for days that come once in
-    decades or years that are over, about a millisecond.
+    None when there is none in its years, or before 2200. Some microseconds; for days that come once in decades, tens.
     """
     after_s = max(after_ms // 1000, _AT_S_MIN)
     if after_s > _AT_S_MAX:

@@ -18,7 +18,7 @@ _EVERY_WEEK = 1 | 1 << 7 | 1 << 14 | 1 << 21 | 1 << 28
 def at_or_after(cron: Cron, local_s: int) -> int | None:
     """The first local time of the expression that is not before `local_s`; None if there is none by the last year.
 
-    It looks at each month at most once, so at a few thousand of them: about a millisecond in the worst case.
+    It looks at each month that is asked for at most once.
     """
     day, second = divmod(local_s, _DAY_S)
     first = _day_at_or_after(cron, day)

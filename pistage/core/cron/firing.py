@@ -29,7 +29,7 @@ from pistage.core.cron.zones import change_between, first_shown, furthest_shown,
 
 #: How far a clock change is looked for: more than the widest is wide, less than two are apart.
 _LOOK_S = 2 * 86_400
-#: Past these no instant is asked for: the clocks of every zone show years outside of those that fire.
+#: Instants outside of these are not reckoned with: nothing fires before 1970, and past 2199 nothing is left.
 _AT_S_MIN, _AT_S_MAX = -1, (YEAR_LAST - 1969) * 366 * 86_400
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pistage.core import limits
+from pistage.core.cron import CronError, parse_cron, zone_named
 from pistage.core.definition.building import Budget, TaskBuilder
 from pistage.core.definition.concurrency import concurrency_field
-from pistage.core.definition.cron import CronError, check_timezone, parse_cron
 from pistage.core.definition.environment import environment_field, is_variable
 from pistage.core.definition.fields import (
     boolean_field,
@@ -181,7 +181,7 @@ def _schedule(root: MapNode, page: Page) -> Schedule | None:
     zone = text_field(page, root.get("timezone"), "timezone") or "UTC"
     try:
         if root.get("timezone") is not None:
-            check_timezone(zone)
+            zone_named(zone)
     except CronError as error:
         page.error(root.entries["timezone"], "bad-timezone", error.message, error.hint)
     if cron is None:

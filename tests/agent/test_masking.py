@@ -171,7 +171,7 @@ def test_byte_by_byte_it_is_the_same() -> None:
         assert masked([SECRET, KEY], cut(text, border)) == expected
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(15), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(15, 60))])
 def test_by_chance_it_is_what_the_definition_says(seed: int) -> None:
     chance = random.Random(seed)
     letters = chance.choice(["ab", "abc", "a'%=", "ö-\n"])

@@ -144,6 +144,7 @@ async def test_waits_grow_only_once_every_master_was_asked(
         await start_agent(masters=(*["http://127.0.0.1:9"] * 11, master.url))
 
 
+@pytest.mark.slow
 async def test_a_token_that_is_not_accepted_is_said_once_and_clearly(
     master: FakeMaster, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,6 +162,7 @@ async def test_a_token_that_is_not_accepted_is_said_once_and_clearly(
     assert "wrong" not in said[0]
 
 
+@pytest.mark.slow
 async def test_a_master_that_says_nothing_for_a_lease_is_left(master: FakeMaster, start_agent: StartAgent) -> None:
     master.lease_s = 0.3
     master.is_deaf = True

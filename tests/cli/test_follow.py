@@ -196,6 +196,7 @@ def test_detach_prints_the_id_and_leaves(
     assert "pistage watch" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_watch_detaches_and_says_how_to_look_again(master: FakeMaster, number: signal.Signals) -> None:
     master.state, master.is_held = "running", True

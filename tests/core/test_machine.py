@@ -355,6 +355,7 @@ def test_the_same_commands_give_the_same_tables() -> None:
     assert history() == history()
 
 
+@pytest.mark.slow
 def test_one_command_may_have_as_many_events_as_the_runs_it_ends_have_tasks(cluster: Cluster) -> None:
     turn = Turn(cluster.db, 7, 1)
     for _ in range(100_000):

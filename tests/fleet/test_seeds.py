@@ -86,6 +86,7 @@ def test_some_seeds_hold() -> None:
         assert report.reached[what] > 0, f"no {what} in {report.seeds} seeds"
 
 
+@pytest.mark.slow
 def test_a_world_is_a_function_of_its_seed() -> None:
     first, second = World(8), World(8)
     for world in (first, second):

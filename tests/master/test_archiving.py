@@ -99,6 +99,7 @@ async def test_what_is_young_stays_on_the_master_as_well(tmp_path: Path, url: st
         assert await read(api, run) == LINES
 
 
+@pytest.mark.slow
 async def test_a_file_that_the_archive_has_otherwise_is_not_given_up_but_one_with_the_same_output_is(
     tmp_path: Path, url: str
 ) -> None:
@@ -193,6 +194,7 @@ async def test_a_run_that_is_dropped_while_it_is_stored_is_left_nowhere(
         assert not api.master.context.archiving.trouble  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 async def test_a_run_of_which_this_master_lacks_an_attempt_is_not_stored(tmp_path: Path, url: str) -> None:
     data_dir = tmp_path / "m1"
     async with a_master(data_dir) as api, an_agent(api) as (agent, _):
@@ -207,6 +209,7 @@ async def test_a_run_of_which_this_master_lacks_an_attempt_is_not_stored(tmp_pat
         await until(lambda: stored(tmp_path) == [".sealed", ".sealed", "index", "index"])
 
 
+@pytest.mark.slow
 async def test_an_archive_of_before_that_is_away_does_not_keep_output_from_the_one_of_now(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

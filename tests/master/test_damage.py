@@ -65,6 +65,7 @@ def a_crashed_log(tmp_path: Path) -> Path:
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raft.db", "raft.db-wal", "raft.db-sums"])
 def test_no_byte_of_the_log_changes_unnoticed(tmp_path: Path, name: str) -> None:
     (tmp_path / "live").mkdir()

@@ -228,6 +228,7 @@ async def test_a_new_master_learns_is_promoted_and_votes(tmp_path: Path) -> None
         await group.settle()
 
 
+@pytest.mark.slow
 async def test_a_leader_that_hands_over_knows_the_next_one_at_once(tmp_path: Path) -> None:
     async with a_group(tmp_path) as group:
         leader = await group.leader()
@@ -256,6 +257,7 @@ async def test_many_proposals_share_a_sync(tmp_path: Path, monkeypatch: pytest.M
         assert syncs < 60
 
 
+@pytest.mark.slow
 async def test_proposals_that_come_during_a_write_are_one_message_to_each_follower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ async def is_closed(stream: Stream) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 async def test_a_connection_without_a_whole_request_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes

@@ -119,6 +119,7 @@ def test_a_compressor_that_errs_costs_no_output(tmp_path: Path, monkeypatch: pyt
     assert SealedFile.open(path).read("1", 1, 0, len(text)) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", Codec)
 def test_each_byte_that_changes_is_found(tmp_path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealed, "BLOCK_BYTES", 64)

@@ -614,6 +614,7 @@ def test_a_crash_at_any_step_leaves_every_byte_readable_and_to_be_written_to(tmp
     records.close_sealed(tmp_path)
 
 
+@pytest.mark.slow
 def test_who_reads_while_it_is_sealed_and_unsealed_reads_all_of_it(tmp_path: Path) -> None:
     text = random.Random(1).randbytes(5_000)
     frame = wire.LogFrame(attempt_id=ATTEMPT, step="1", stream=1, offset=0, at=7, data=text)

@@ -55,6 +55,7 @@ def test_a_quick_mutant_is_killed_and_its_seed_replays() -> None:
     assert found.splitlines()[-2:] == again.splitlines()[-2:]
 
 
+@pytest.mark.slow
 def test_a_seed_that_fails_is_shrunk() -> None:
     found = sim("run", "0:40", "--events", "600", "--mutant", "leader-counts-unsynced")
     seed = found.partition("seed ")[2].partition(":")[0]

@@ -87,6 +87,7 @@ for seed in (1, 7, 9, 30, 59):
 """
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_trace_whatever_the_hash_seed() -> None:
     """Nothing in the core or the simulator may depend on the order of a set."""
     traces = [

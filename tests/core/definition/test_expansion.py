@@ -259,6 +259,7 @@ def test_a_plan_of_more_than_four_mebibytes_is_refused() -> None:
     assert [finding["code"] for finding in findings] == ["plan-too-large"]
 
 
+@pytest.mark.slow
 def test_a_small_document_that_uses_a_large_one_often_is_refused_at_once() -> None:
     actions = {"Large": "name: Large\nimage: i\nrun: x\nenv: {" + ", ".join(f"A{n}: 1" for n in range(9000)) + "}\n"}
     (finding,) = refused(group(*["dep: Large"] * 6000), actions)

@@ -121,6 +121,7 @@ def test_r3_and_r4_in_one_document() -> None:
     assert only_step(text, x="y").script == "y --flag"
 
 
+@pytest.mark.slow
 def test_repairs_end_where_reading_again_gets_expensive() -> None:
     step = "    - image: alpine\n         run: x\n"
     assert len(list(planned(f"name: a\nuses:\n  main:\n{step * 150}").plan.tasks[0].steps())) == 150

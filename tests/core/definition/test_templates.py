@@ -205,6 +205,7 @@ def test_work_that_leaves_no_output_is_bounded_too() -> None:
         render(parse_template("{{ .x | upper | lower | length }}" * 1000), {"x": "x" * 2**17}, Fuel())
 
 
+@pytest.mark.slow
 def test_parsing_is_bounded_for_the_whole_plan() -> None:
     fuel = Fuel()
     started = time.perf_counter()

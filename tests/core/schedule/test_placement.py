@@ -397,6 +397,7 @@ def test_a_decision_places_no_more_than_it_is_asked_to_and_says_that_there_is_mo
     assert len(desk.decide().placements) == 3
 
 
+@pytest.mark.slow
 def test_who_got_a_place_in_time_is_not_remembered_as_one_who_waits(desk: Desk) -> None:
     desk.agent(slots=10)
     patient = desk.task("patient", expires_at=desk.now + 10**9, constraints=needs_label("none"))

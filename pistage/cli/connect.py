@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pistage.cli import embedded, groups
+from pistage.cli import embedded
 from pistage.cli.home import POLL_S, Endpoint, Home
 from pistage.cli.output import say
 from pistage.client import Client
 from pistage.config import ClientConfig, Config, read_token
 from pistage.errors import Code, PistageError
+from pistage.owning import running
 
 #: Guests that need no longer than this to read the end are not worth a word.
 _QUIET_S: Final = 1.0
@@ -70,10 +71,8 @@ async def connect(
                 token = _read(endpoint.token_file) or settings.token
                 client = await stack.enter_async_context(Client((endpoint.url,), token))
                 connection = Connection(client=client)
-                async with groups.one_error(), asyncio.TaskGroup() as group:
-                    watch = group.create_task(_watch_owner(home, endpoint, guest, connection))
+                async with running(_watch_owner(home, endpoint, guest, connection)):
                     yield connection
-                    watch.cancel()
                 return
         await asyncio.sleep(POLL_S)  # the owner has left, or is about to
 

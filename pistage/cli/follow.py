@@ -14,6 +14,7 @@ from pistage.cli.plain import PlainScreen
 from pistage.cli.progress import Progress
 from pistage.client import Chunk, Client, Event, Gap, Run, Selection
 from pistage.errors import Code, PistageError
+from pistage.owning import running
 
 #: After the end of a run, a live screen shows output that is still on its way for this long.
 _LAST_LINES_S: Final = 1.0
@@ -79,12 +80,10 @@ async def until_over(client: Client, run: Run, *, is_alone: bool = False) -> Run
     PistageError `unplaceable` as soon as something waits that no agent there is could ever take. With `is_alone`
     nobody but this process gives the run an agent, and that one gets a moment longer to come.
     """
-    async with groups.one_error(), asyncio.TaskGroup() as group:
-        looking = group.create_task(_refuse_the_hopeless(client, run, is_alone=is_alone))
-        async with aclosing(client.follow_events(run["id"])) as events:
-            async for _ in events:
-                pass
-        looking.cancel()
+    hopeless = running(_refuse_the_hopeless(client, run, is_alone=is_alone))
+    async with hopeless, aclosing(client.follow_events(run["id"])) as events:
+        async for _ in events:
+            pass
     return await client.fetch_run(run["id"])
 
 

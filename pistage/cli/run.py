@@ -18,6 +18,7 @@ from pistage.cli.connect import Connection, connect
 from pistage.client import Client, Run
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
+from pistage.owning import running
 
 #: How long a run of an embedded cluster may take to end once it was interrupted; its containers get their grace.
 _CANCEL_S = 30.0
@@ -133,11 +134,8 @@ async def followed(connection: Connection, run: Run, manner: Manner) -> Run:
     """Follow to the end. Interrupted, it says how to look again; an embedded run is cancelled first."""
     title = f"{run['name']}#{run['number']}"
     try:
-        async with groups.one_error(), asyncio.TaskGroup() as group:
-            watch = group.create_task(_end_orphaned(connection, title))
-            ended = await _until_over(connection, run, manner)
-            watch.cancel()
-        return ended
+        async with running(_end_orphaned(connection, title)):
+            return await _until_over(connection, run, manner)
     except PistageError as error:
         if error.code is Code.UNPLACEABLE and connection.is_embedded:  # its cluster ends here, and it with that
             await _cancel(connection.client, run)

@@ -20,9 +20,9 @@ from pistage.errors import Code, PistageError
 from pistage.master.feeds import COPY_BYTES, RUNS_AT_ONCE, Courier
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended
-from pistage.master.owning import running
 from pistage.master.peers import UNREACHABLE, Peers
 from pistage.master.tenure import LISTED_AT_ONCE, SURVEYED_AT_ONCE, Dropped, Group, Tenure, deposed
+from pistage.owning import running
 from pistage.wire import Copied, Copy, CopyAnswer, CopyQuestion, Extents, Fetch, Inventory, LogFrame, LogGap, Survey
 
 log = logging.getLogger(__name__)

@@ -24,10 +24,10 @@ from pistage.core import limits
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
 from pistage.master.checksums import REPLACE_HINT
-from pistage.master.owning import running
 from pistage.master.snapshots import contents_of
 from pistage.master.state import Applied, Reader, State
 from pistage.master.store import DurableLog
+from pistage.owning import running
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

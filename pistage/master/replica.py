@@ -21,10 +21,10 @@ from pistage.core.commands import Command
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
 from pistage.master.driver import Carrier, Driver, Pace
-from pistage.master.owning import running
 from pistage.master.pending import Pending, Proposal, outcome_unknown, refusal_of
 from pistage.master.state import Reader
 from pistage.master.store import DurableLog
+from pistage.owning import running
 
 log = logging.getLogger(__name__)
 

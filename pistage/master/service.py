@@ -26,7 +26,6 @@ from pistage.master.logwriter import Bounds
 from pistage.master.losses import Losses
 from pistage.master.members import Members
 from pistage.master.mending import Mender
-from pistage.master.owning import running
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.retention import Drops, Removals, dropped_in
@@ -35,6 +34,7 @@ from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
 from pistage.master.snapshots import Snapshots
 from pistage.master.store import DurableLog
+from pistage.owning import running
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from pistage.master import repair
 from pistage.master.copies import Copies
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Bounds
-from pistage.master.owning import running
 from pistage.master.records import RECORD_BYTES
 from pistage.master.store import DurableLog
+from pistage.owning import running
 from pistage.wire import CopyAnswer, CopyQuestion
 from tests.master.fakes import a_replica
 from tests.master.kept import records_in

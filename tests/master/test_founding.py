@@ -7,7 +7,7 @@ import pytest
 from pistage.config import MasterConfig
 from pistage.errors import Code, PistageError
 from pistage.master import founding
-from pistage.master.owning import running
+from pistage.owning import running
 from tests.master.fakes import TOKEN
 from tests.master.test_group import eventually
 from tests.master.test_output_failover import free_ports

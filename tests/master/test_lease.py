@@ -11,8 +11,8 @@ import pytest
 from pistage import raft, wire
 from pistage.core.commands import FoundCluster
 from pistage.master.heartbeats import Heartbeats
-from pistage.master.owning import running
 from pistage.master.replica import Replica
+from pistage.owning import running
 from tests.master.fakes import a_master, a_replica, an_agent, an_info
 from tests.master.test_group import a_group, eventually
 

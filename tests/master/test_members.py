@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pistage.config import MasterConfig
-from pistage.master.owning import running
 from pistage.master.service import Master
+from pistage.owning import running
 from tests.master.test_group import eventually
 from tests.master.test_output_failover import free_ports
 

@@ -13,8 +13,8 @@ import pytest
 
 from pistage import wire
 from pistage.config import MasterConfig
-from pistage.master.owning import running
 from pistage.master.service import Master
+from pistage.owning import running
 from tests.master.fakes import TOKEN, Api, FakeAgent, an_agent
 
 

@@ -10,8 +10,8 @@ from aiohttp import web
 from pistage import wire
 from pistage.errors import PistageError
 from pistage.master import founding
-from pistage.master.owning import running
 from pistage.master.peers import SNAPSHOT_PATH, STREAM_PATH, Peers
+from pistage.owning import running
 from pistage.raft.messages import Vote
 from tests.master.fakes import a_master
 from tests.master.test_group import eventually

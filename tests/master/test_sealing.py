@@ -26,10 +26,10 @@ from pistage.master.logrun import files_seen
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Appended, Bounds, LogWriter, Placed
 from pistage.master.mending import Mender
-from pistage.master.owning import running
 from pistage.master.records import RECORD_BYTES
 from pistage.master.sealing import Sealing, Verdict
 from pistage.master.state import Reader
+from pistage.owning import running
 from pistage.wire import GapReason
 from pistage.wire.codecs import Codec
 from tests.master import test_copies as copying

@@ -10,7 +10,7 @@ import pytest
 from pistage import wire
 from pistage.core import commands as c
 from pistage.core.model import Result, State
-from pistage.master.owning import running
+from pistage.owning import running
 from tests.master.fakes import HELLO_YAML, a_master, an_agent
 from tests.master.test_losses import until_lost
 

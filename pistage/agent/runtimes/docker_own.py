@@ -16,6 +16,7 @@ from pistage.agent.runtimes.docker_log import ContainerLog, Heard
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 from pistage.agent.runtimes.process_end import process_end
 from pistage.core.plan import FailureClass
+from pistage.owning import running
 
 ENGINE_RETURN_S = 30.0
 _ENGINE_POLL_S = 0.5
@@ -94,25 +95,18 @@ class OwnProcess:
             return False
         self._heard = {STDOUT: Heard(), STDERR: Heard()}
         attached = Attached(stream, self._engine.urgent)
-        failure: Exception | None = None
-        async with asyncio.TaskGroup() as group:
-            beside = [
-                group.create_task(attached.look()),
-                group.create_task(attached.watch(partial(process_end, self._engine, self.container))),
-            ]
-            try:
+        watched = attached.watch(partial(process_end, self._engine, self.container))
+        is_whole = True
+        try:
+            async with running(attached.look(), watched):
                 await self._take(attached, sink)
-            except Exception as error:  # raised again below, not in a group
-                failure = error
-            finally:
-                for task in beside:
-                    task.cancel()
-                await attached.close()
-        if failure is not None and not isinstance(failure, (OSError, EngineGoneError)):
-            raise failure
+        except (OSError, EngineGoneError):
+            is_whole = False
+        finally:
+            await attached.close()
         self._has_process_ended = attached.has_process_ended
         self._behind_ns = attached.safe_ns if attached.was_behind else 0
-        return failure is None and not attached.has_hung_up
+        return is_whole and not attached.has_hung_up
 
     async def _take(self, attached: Attached, sink: Sink) -> None:
         while (message := await attached.read_out()) is not None:

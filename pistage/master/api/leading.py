@@ -15,7 +15,7 @@ from pistage.core import limits
 from pistage.errors import Code, PistageError
 from pistage.master.api import http
 from pistage.master.api.context import Context
-from pistage.master.owning import running
+from pistage.owning import running
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pistage.cli import documents, findings, follow, groups, options, output
+from pistage.cli import documents, findings, follow, groups, options, output, schedules
 from pistage.cli.connect import Connection, connect
 from pistage.client import Client, Run
 from pistage.config import ClientConfig, Config
@@ -68,6 +68,7 @@ def manner_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("run", short_help="Run a definition or a registered action and follow it.")
 @click.argument("target", metavar="FILE|ACTION")
 @options.submission_options
+@click.option("--now", "is_now", is_flag=True, help="Run it at once, also if it has a schedule.")
 @manner_options
 @click.option("-v", "--verbose", count=True, help="Say more on stderr.")
 @options.client_options
@@ -77,6 +78,7 @@ def run_verb(
     pairs: tuple[str, ...],
     with_file: Path | None,
     start_node: str | None,
+    is_now: bool,
     manner: Manner,
     verbose: int,
     config: Config[ClientConfig],
@@ -84,7 +86,8 @@ def run_verb(
     """Run a definition or a registered action and follow it to its end.
 
     Without a server configured and without a `pistage dev`, it runs in an embedded cluster of its own. `-` reads the
-    definition from stdin. Exit code: 0 succeeded, 1 failed, 3 cancelled; with --wait 6 where no agent there is could
+    definition from stdin. One that has a schedule (`schedule`, or `crontab`) is set to be run by that, and not run now,
+    unless with --now. Exit code: 0 succeeded, 1 failed, 3 cancelled; with --wait 6 where no agent there is could
     ever take a task. Ctrl-C detaches: the run goes on, unless the cluster is embedded, where it is cancelled.
     """
     from pistage.cli.serve import start_logging
@@ -92,22 +95,36 @@ def run_verb(
     start_logging(verbose, quiet=True, is_brief=True)
     given = documents.parameters(pairs, with_file)
     body = documents.submission(target, parameters=given, start_node=start_node)
-    return groups.run(_run(config, target, body, manner))
+    return groups.run(_run(config, target, body, manner, is_now=is_now))
 
 
 async def _run(
-    config: Config[ClientConfig],
-    target: str,
-    body: dict[str, Any],
-    manner: Manner,
-) -> int:
+    config: Config[ClientConfig], target: str, body: dict[str, Any], manner: Manner, *, is_now: bool
+) -> int:  # fmt: skip
     async with connect(config, needs_agent=True, may_found=True, runtime=manner.runtime) as connection:
         refuse_unless_it_may_leave(connection, manner)
         with documents.named(target):
-            run = await connection.client.submit_run(body)
+            if connection.is_embedded and not is_now:
+                _refuse_schedules(target, body)
+            submit = connection.client.submit_run if is_now else connection.client.submit
+            run = await submit(body)
+        if isinstance(run, list):
+            schedules.say_set(run, target)
+            return 0
         for finding in run.get("warnings") or []:
             output.say(findings.line(finding, target), fg="yellow")
         return await see_through(connection, run, manner)
+
+
+def _refuse_schedules(target: str, body: dict[str, Any]) -> None:
+    from pistage.core.definition import lint
+
+    if lint(body.get("definition", ""), actions=None).schedules:
+        raise PistageError(
+            Code.USAGE,
+            f"{target} has a schedule, and the cluster of this command ends with it",
+            hint=f"run it once with: pistage run --now {shlex.quote(target)}; or start `pistage dev`, which stays",
+        )
 
 
 def refuse_unless_it_may_leave(connection: Connection, manner: Manner) -> None:

@@ -107,6 +107,21 @@ class Queue(TypedDict, total=False):
     waiting: int
 
 
+class Schedule(TypedDict, total=False):
+    """A schedule: what it runs and when, its next times, and what became of its last one."""
+
+    name: str
+    definition: str
+    action: str | None
+    cron: str
+    timezone: str
+    is_enabled: bool
+    paused_reason: str
+    next: list[str]
+    last: dict[str, Any] | None
+    warnings: list[dict[str, Any]]
+
+
 class Retention(TypedDict, total=False):
     """For how long output of a pipeline is kept, None being no such bound, and how much it has."""
 

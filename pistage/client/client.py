@@ -12,7 +12,21 @@ from urllib.parse import quote
 
 from pistage import wire
 from pistage.client import backup, output, streams, transport
-from pistage.client.answers import Agent, Chunk, Event, Gap, Line, Page, Pattern, Queue, Retention, Run, Selection, Why
+from pistage.client.answers import (
+    Agent,
+    Chunk,
+    Event,
+    Gap,
+    Line,
+    Page,
+    Pattern,
+    Queue,
+    Retention,
+    Run,
+    Schedule,
+    Selection,
+    Why,
+)
 from pistage.client.output import Output
 from pistage.client.transport import Request, Transport
 from pistage.core import limits
@@ -59,7 +73,13 @@ class Client:
         The same `request_key` gives the same run again; without one a fresh key guards this call's own retries.
         """
         headers = {"Idempotency-Key": request_key or wire.new_id()}
-        return cast(Run, await self._post("/runs", body, headers=headers))
+        return cast(Run, await self._post("/runs", body, headers=headers, parameters={"now": "1"}))
+
+    async def submit(self, body: Mapping[str, Any], *, request_key: str | None = None) -> Run | list[Schedule]:
+        """The same, but for a definition that asks to be run by a schedule: that is set, and no run is made."""
+        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        made = await self._post("/runs", body, headers=headers)
+        return cast("list[Schedule]", made["schedules"]) if "schedules" in made else cast(Run, made)
 
     async def submit_runs(self, body: Mapping[str, Any], *, request_key: str | None = None) -> dict[str, Any]:
         """Submit up to 1,000 runs of one definition at once, all or none: `items` has the id and number of each.
@@ -200,6 +220,36 @@ class Client:
     async def delete_action(self, name: str) -> None:
         """Forget every version of an action; runs that exist keep their plans."""
         await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/actions/{_quoted(name)}"))
+
+    # --- schedules -----------------------------------------------------------------------------------------
+
+    async def fetch_schedules(self, *, limit: int | None = None, cursor: str | None = None) -> Page:
+        """One page of schedules, by name."""
+        given = {"limit": limit, "cursor": cursor}
+        return cast(Page, await self._get("/schedules", {key: str(v) for key, v in given.items() if v is not None}))
+
+    async def fetch_schedule(self, name: str, *, count: int = 10) -> Schedule:
+        """A schedule, with so many of its next times."""
+        return cast(Schedule, await self._get(f"/schedules/{_quoted(name)}", {"next": str(count)}))
+
+    async def fetch_fires(self, name: str, *, limit: int | None = None, cursor: str | None = None) -> Page:
+        """What became of a schedule's times, the latest first."""
+        given = {"limit": limit, "cursor": cursor}
+        path = f"/schedules/{_quoted(name)}/fires"
+        return cast(Page, await self._get(path, {key: str(v) for key, v in given.items() if v is not None}))
+
+    async def put_schedule(self, name: str, body: Mapping[str, Any]) -> Schedule:
+        """Run by a schedule: `body` is {"action" or "definition", "schedule": {"cron", …}}."""
+        return cast(Schedule, await self._send("PUT", f"/schedules/{_quoted(name)}", body))
+
+    async def enable_schedule(self, name: str, *, is_enabled: bool) -> Schedule:
+        """Let a schedule fire again, or no more."""
+        verb = "resume" if is_enabled else "pause"
+        return cast(Schedule, await self._post(f"/schedules/{_quoted(name)}/{verb}", {}))
+
+    async def delete_schedule(self, name: str) -> None:
+        """Forget a schedule; its runs stay."""
+        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/schedules/{_quoted(name)}"))
 
     # --- queues --------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from pistage.core.commands_of_output import (
     PinRun,
     PutRetention,
 )
+from pistage.core.commands_of_schedules import ScheduleCommand
 from pistage.core.model import AgentInfo, Instant, Result, State, StreamEnd
 from pistage.core.plan import Plan
 
@@ -389,6 +390,7 @@ Command = Annotated[
     | DropOutput
     | ArchiveOutput
     | ForgetArchive
+    | ScheduleCommand
     | RegisterAgent
     | LoseAgent
     | PauseLosses

@@ -55,6 +55,13 @@ BATCH_TASKS_MAX: Final = 20_000  # of all its runs; each is a row and an event
 BATCH_ROWS_BYTES_MAX: Final = 32 * MIB  # runs share a plan in the log, but each has a copy of it in the state
 BATCH_TEXT_BYTES_MAX: Final = 2 * MIB  # the document, once for each set of parameters: a few seconds of planning
 
+# --- schedules -------------------------------------------------------------------------------------------
+SCHEDULES_MAX: Final = 20_000  # of the cluster; a leader knows them all by heart
+SCHEDULES_OF_DEFINITION_MAX: Final = 20
+SCHEDULE_QUEUED_MAX: Final = 100  # runs of one schedule that wait for each other; then its times are passed over
+FIRES_KEPT: Final = 200  # of a schedule's history; the runs are kept as any others
+FIRES_AT_ONCE: Final = 100  # in one command: every master is at it for some 20 ms, and nothing else goes on
+
 # --- output ----------------------------------------------------------------------------------------------
 FRAME_BYTES_MAX: Final = 256 * KIB
 FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company

@@ -58,6 +58,24 @@ def check_transition(subject: str, old: State, new: State) -> None:
         raise AssertionError(f"{subject}: no transition {old} -> {new}")
 
 
+class Starter(StrEnum):
+    """What makes runs."""
+
+    API = "api"
+    RETRY = "retry"
+    SCHEDULE = "schedule"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """What started a run: of a schedule its name and the time that the run is for; of a retry the run before it."""
+
+    kind: Starter = Starter.API
+    name: str = ""
+    nominal: Instant | None = None
+    run_id: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """What an agent offers to tasks: thousandths of a core, bytes, devices, and places."""

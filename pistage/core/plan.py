@@ -274,15 +274,6 @@ class Pin:
     is_predefined: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """When the definition asks to be run by itself; parsed and checked here, fired by its own feature."""
-
-    cron: str
-    timezone: str = "UTC"
-    is_once: bool = False
-
-
 class Overflow(StrEnum):
     """What becomes of a run that is submitted when its group is full."""
 
@@ -310,7 +301,6 @@ class Plan:
     networks: tuple[Network, ...] = ()
     volumes: tuple[Volume, ...] = ()
     pins: tuple[Pin, ...] = ()
-    schedule: Schedule | None = None
     start_node: str | None = None
     priority: int = 0
     queue: str = "default"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pistage.config import MasterConfig
 from pistage.errors import Code, PistageError
 
 
@@ -31,6 +33,14 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def refuse_unless_space(settings: MasterConfig) -> None:
+    """PistageError `storage` while the disk has less free than `disk_free_min`: what runs needs the rest."""
+    if shutil.disk_usage(settings.data_dir).free < settings.disk_free_min:
+        raise PistageError(
+            Code.STORAGE, "the master's disk is nearly full", hint="free some space, or lower disk_free_min"
+        )
 
 
 def sync_directory(directory: Path) -> None:

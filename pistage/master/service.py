@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from types import TracebackType
 
 from pistage.config import MasterConfig, is_loopback, split_address
@@ -17,7 +18,7 @@ from pistage.master.api.routes import Route, routes_of
 from pistage.master.api.submissions import Planner
 from pistage.master.archiving import Archiving
 from pistage.master.copies import Copies, HttpCourier
-from pistage.master.directories import locked
+from pistage.master.directories import locked, refuse_unless_space
 from pistage.master.dispatch import Dispatch
 from pistage.master.driver import Pace
 from pistage.master.listening import listening
@@ -29,6 +30,7 @@ from pistage.master.mending import Mender
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.retention import Drops, Removals, dropped_in
+from pistage.master.schedules import Schedules
 from pistage.master.sealing import Sealing
 from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
@@ -135,6 +137,7 @@ class Master:
         sessions = Sessions(replica, copies, heartbeat_s=settings.heartbeat, lease_s=settings.lease)
         dispatch = Dispatch(replica, sessions, logs)
         sessions.on_change(dispatch.wake)
+        planner = Planner(lambda: replica.reader.path)
         run_signals = Signals()
         replica.on_applied(lambda outcome: _wake_runs(run_signals, outcome))
         return Context(
@@ -148,6 +151,7 @@ class Master:
             dispatch=dispatch,
             losses=Losses(replica, sessions, lease_s=settings.lease),
             drops=Drops(replica),
+            schedules=Schedules(replica, planner, refuse_unless_space=partial(refuse_unless_space, settings)),
             removals=Removals(replica, logs, copies),
             sealing=sealing,
             archiving=Archiving(
@@ -155,7 +159,7 @@ class Master:
             ),
             logs=logs,
             copies=copies,
-            planner=Planner(lambda: replica.reader.path),
+            planner=planner,
             run_signals=run_signals,
         )
 
@@ -188,6 +192,7 @@ async def _lead(context: Context) -> None:
             context.dispatch.serve(),
             context.losses.serve(),
             context.drops.serve(),
+            context.schedules.serve(),
             context.archiving.lead(),
         )
         async with running(*services, context.members.lead(), context.copies.lead()):

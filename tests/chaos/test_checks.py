@@ -14,9 +14,9 @@ from tests.chaos.load import NAME
 from tests.chaos.starts import starts_in, wrong_in
 
 _RUN = (
-    "INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, concurrency_limit,"
+    "INSERT INTO run (id, project, name, number, owner, started_by, state, reason, priority, queue, concurrency_limit,"
     " notes, is_pinned, output_dropped_reason, created_at, plan, source)"
-    " VALUES (?, '', ?, ?, '', ?, '', 0, '', 0, '[]', 0, '', 0, '', '')"
+    " VALUES (?, '', ?, ?, '', '{}', ?, '', 0, '', 0, '[]', 0, '', 0, '', '')"
 )
 _ATTEMPT = (
     "INSERT INTO attempt (id, run_id, position, number, agent_id, fence, state, reason, runtime, assigned_at,"

@@ -52,9 +52,9 @@ class Told:
 
     def attempt(self, attempt_id: str, *, run: str = RUN, state: str = "succeeded", finished_at: int = 0) -> None:
         self._db.execute(
-            "INSERT OR IGNORE INTO run (id, project, name, number, owner, state, reason, priority, queue,"
-            " concurrency_limit, notes, is_pinned, output_dropped_reason, created_at, plan, source)"
-            " VALUES (?, 'default', ?, 1, '', 'running', '', 0, 'default', 0, '[]', 0, '', 0, '', '')",
+            "INSERT OR IGNORE INTO run (id, project, name, number, owner, started_by, state, reason, priority,"
+            " queue, concurrency_limit, notes, is_pinned, output_dropped_reason, created_at, plan, source)"
+            " VALUES (?, 'default', ?, 1, '', '{}', 'running', '', 0, 'default', 0, '[]', 0, '', 0, '', '')",
             (run, run),
         )
         self._db.execute(

@@ -23,5 +23,16 @@ Where the language leaves a choice, it is made so:
 from pistage.core.definition.findings import Finding
 from pistage.core.definition.library import Actions, ActionText
 from pistage.core.definition.planning import Lint, Planned, document_name, lint, make_plan
+from pistage.core.definition.schedules import parse_schedule
 
-__all__ = ["ActionText", "Actions", "Finding", "Lint", "Planned", "document_name", "lint", "make_plan"]
+__all__ = [
+    "ActionText",
+    "Actions",
+    "Finding",
+    "Lint",
+    "Planned",
+    "document_name",
+    "lint",
+    "make_plan",
+    "parse_schedule",
+]

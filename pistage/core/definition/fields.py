@@ -22,13 +22,15 @@ E = TypeVar("E", bound=StrEnum)
 #: Keys of features that come later, refused rather than ignored: a run that silently lacks them would be wrong.
 LATER = frozenset(
     {"after", "artifacts", "cache", "inputs", "matrix", "notify", "outputs"}
-    | {"requirements", "schedule", "script", "secrets", "strategy", "triggers"}
+    | {"requirements", "script", "secrets", "strategy", "triggers"}
 )
 
 _RUN = "the whole definition"
 _TASK = "a definition, a group or a task"
 #: Keys that have an effect in one kind of place only, and which.
-ELSEWHERE = {"priority": _RUN, "queue": _RUN, "concurrency": _RUN, "on_partition": _TASK, "queue_timeout": _TASK}
+ELSEWHERE = dict.fromkeys(("priority", "queue", "concurrency", "schedule"), _RUN) | dict.fromkeys(
+    ("on_partition", "queue_timeout"), _TASK
+)
 
 
 def came(node: Node) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pistage.core import limits
-from pistage.core.cron import CronError, parse_cron, zone_named
+from pistage.core.cron import Schedule
 from pistage.core.definition.building import Budget, TaskBuilder
 from pistage.core.definition.concurrency import concurrency_field
 from pistage.core.definition.environment import environment_field, is_variable
@@ -26,6 +26,7 @@ from pistage.core.definition.images import check_image
 from pistage.core.definition.nodes import ListNode, MapNode, Node, ScalarNode, is_null, shortened
 from pistage.core.definition.reservation import reservation_of
 from pistage.core.definition.retries import check_growth
+from pistage.core.definition.schedules import crontab_field
 from pistage.core.definition.scope import Renderer, Scope, check_names
 from pistage.core.definition.settings import Settings, directory_field, parse_settings
 from pistage.core.definition.storage import declared_networks, declared_volumes
@@ -36,7 +37,6 @@ from pistage.core.plan import (
     OnPartition,
     RegistryAuth,
     Retry,
-    Schedule,
     Step,
     Task,
     Volume,
@@ -110,7 +110,7 @@ def plan_pipeline(root: MapNode, page: Page, given: Scope, renderer: Renderer) -
         needs=needs,
         networks=declared_networks(page, root.get("networks")),
         volumes=declared_volumes(page, root.get("volumes")),
-        schedule=_schedule(root, page),
+        schedule=crontab_field(root, page),
         start_node=_start_node(root, page),
         concurrency=concurrency_field(page, root.get("concurrency"), pipeline_name or ""),
     )
@@ -172,32 +172,6 @@ def _dependencies(node: MapNode, page: Page) -> list[ScalarNode]:
 def _start_node(root: MapNode, page: Page) -> ScalarNode | None:
     node = root.get("startNode")
     return node if text_field(page, node, "startNode") is not None and isinstance(node, ScalarNode) else None
-
-
-def _schedule(root: MapNode, page: Page) -> Schedule | None:
-    """J10: when the pipeline asks to be run; `runOnce` without `crontab` is a run by hand."""
-    is_once = boolean_field(page, root.get("runOnce"), "runOnce")
-    cron = text_field(page, root.get("crontab"), "crontab")
-    zone = text_field(page, root.get("timezone"), "timezone") or "UTC"
-    try:
-        if root.get("timezone") is not None:
-            zone_named(zone)
-    except CronError as error:
-        page.error(root.entries["timezone"], "bad-timezone", error.message, error.hint)
-    if cron is None:
-        return None
-    try:
-        parse_cron(cron)
-    except CronError as error:
-        page.error(root.entries["crontab"], "bad-cron", error.message, error.hint)
-    else:
-        page.warn(
-            root.entries["crontab"],
-            "not-yet",
-            "the crontab is read and checked, but nothing is started by it yet",
-            "until then, start the pipeline by hand or from a scheduler of your own",
-        )
-    return Schedule(cron=cron, timezone=zone, is_once=is_once)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from pistage.core.definition.library import Actions, Library, dialect_of
 from pistage.core.definition.nodes import MapNode, Place, ScalarNode, shortened
 from pistage.core.definition.pipeline import plan_pipeline
 from pistage.core.definition.pistages import parse_pistages
+from pistage.core.definition.schedules import Schedules, schedules_field
 from pistage.core.definition.scope import Entry, Renderer, Scope, given_value
 from pistage.core.definition.storage import is_name
 from pistage.core.definition.values import TemplateError
-from pistage.core.plan import Concurrency, Network, Plan, Schedule, Task, Volume
+from pistage.core.plan import Concurrency, Network, Plan, Task, Volume
 
 _QUEUE_DEFAULT = "default"
 _PRIORITY_MAX = 1000
@@ -38,7 +39,7 @@ class Lint:
     """What can be said of a document without running it.
 
     `normalised` is its text after the repairs of R3 and R4, None where it needed none. `images_missing` are the paths
-    of steps whose image must come from whoever uses the document as an action.
+    of steps whose image must come from whoever uses the document as an action. `schedules` say when it asks to be run.
     """
 
     findings: tuple[Finding, ...]
@@ -48,6 +49,7 @@ class Lint:
     parameters_needed: tuple[str, ...] = ()
     images_missing: tuple[str, ...] = ()
     actions_missing: tuple[str, ...] = ()
+    schedules: Schedules = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -67,7 +69,7 @@ class Parts:
     needs: Needs
     networks: Mapping[str, Network] = field(default_factory=dict)
     volumes: Mapping[str, Volume] = field(default_factory=dict)
-    schedule: Schedule | None = None
+    schedules: Schedules = field(default_factory=dict)
     start_node: ScalarNode | None = None
     concurrency: Concurrency | None = None
     images_missing: tuple[str, ...] = ()
@@ -104,6 +106,7 @@ def lint(text: str | bytes, *, actions: Actions | None) -> Lint:
         parameters_needed=tuple(sorted(planner.renderer.needed)),
         images_missing=tuple(dict.fromkeys(planner.images_missing)),
         actions_missing=tuple(sorted(planner.library.missing)),
+        schedules=planner.schedules,
     )
 
 
@@ -127,6 +130,7 @@ class _Planner:
         self.name: str | None = None
         self.dialect: str | None = None
         self.images_missing: tuple[str, ...] = ()
+        self.schedules: Schedules = {}
 
     def plan(self, text: str | bytes, parameters: Mapping[str, object], start_node: str | None) -> Plan | None:
         """The plan, or None; the report says why. Reading the errors is the caller's part."""
@@ -170,7 +174,7 @@ class _Planner:
                     needs=made.needs,
                     networks=made.networks,
                     volumes=made.volumes,
-                    schedule=made.schedule,
+                    schedules={} if made.schedule is None else {self.name or "": made.schedule},
                     start_node=made.start_node,
                     concurrency=made.concurrency,
                 )
@@ -186,9 +190,13 @@ class _Planner:
             networks=grouped.networks,
             volumes=grouped.volumes,
             concurrency=grouped.concurrency,
+            schedules=schedules_field(
+                page, root.get("schedule"), self.name or "", has_group=grouped.concurrency is not None
+            ),
         )
 
     def _joined(self, root: MapNode, page: Page, parts: Parts, start_node: str | None) -> Plan | None:
+        self.schedules = parts.schedules
         start, at = (start_node, Place()) if start_node is not None else _start_of(parts)
         priority, queue = self._placement(root, page)
         if len(parts.tasks) > limits.PLAN_TASKS_MAX:
@@ -204,7 +212,6 @@ class _Planner:
             networks=_used_networks(tasks, parts.networks),
             volumes=_used_volumes(tasks, parts.volumes),
             pins=tuple(pin for _, pin in sorted(self.library.pins.items())),
-            schedule=parts.schedule,
             start_node=start,
             priority=priority,
             queue=queue,

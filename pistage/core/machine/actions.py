@@ -18,6 +18,7 @@ def put(turn: Turn, command: c.PutAction) -> dict[str, object]:
     version = 1 if newest is None else newest[0] + 1
     row = (command.project, command.name, version, command.sha256, command.text, command.owner, command.at)
     turn.db.execute(_INSERT, row)
+    turn.has_new_actions = True
     return {"version": version, "is_new": True}
 
 
@@ -26,4 +27,5 @@ def delete(turn: Turn, command: c.DeleteAction) -> dict[str, object]:
     gone = turn.db.execute("DELETE FROM action WHERE project = ? AND name = ?", (command.project, command.name))
     if gone.rowcount == 0:
         raise PistageError(Code.NOT_FOUND, f"no registered action {command.name!r}", hint="see pistage action ls")
+    turn.has_new_actions = True
     return {"versions": gone.rowcount}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from importlib.resources import files
-from typing import Final, assert_never
+from typing import Final
 
 from pistage.core import commands as c
 from pistage.core import commands_of_output as of_output
@@ -19,13 +19,14 @@ from pistage.core.machine import (
     queues,
     retrying,
     runs,
+    schedules,
     submissions,
 )
 from pistage.core.machine.outcome import Outcome, Turn
 from pistage.errors import Code, PistageError
 
 #: Raised with every change of schema.sql that a state written before it would not bear.
-_SCHEMA: Final = "4"
+_SCHEMA: Final = "5"
 
 
 def create_tables(db: sqlite3.Connection) -> None:
@@ -65,7 +66,8 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
     db.execute("RELEASE command")
     return Outcome(
         value=value, effects=tuple(turn.effects), runs=tuple(turn.runs), changes=tuple(turn.changes),
-        dropped=tuple(turn.dropped), index=index,
+        dropped=tuple(turn.dropped), schedules=tuple(turn.schedules), has_new_actions=turn.has_new_actions,
+        index=index,
     )  # fmt: skip
 
 
@@ -126,4 +128,4 @@ def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PL
         case c.RecordEvents():
             return attempts.record(turn, command)
         case _:
-            assert_never(command)
+            return schedules.carry_out(turn, command)

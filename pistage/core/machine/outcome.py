@@ -57,6 +57,8 @@ class Outcome:
     runs: tuple[str, ...] = ()  # runs that changed, for who follows them
     changes: tuple[Change, ...] = ()  # for the scheduler
     dropped: tuple[str, ...] = ()  # runs whose output every master is to remove
+    has_new_actions: bool = False  # or has some no more
+    schedules: tuple[str, ...] = ()  # that changed, for the leader, who looks at them again
     index: int = 0
 
 
@@ -79,7 +81,19 @@ class TaskKey:
 class Turn:
     """One command being applied: the connection, and what has come of it so far."""
 
-    __slots__ = ("_events", "_rows", "at", "changes", "db", "dropped", "effects", "index", "runs")
+    __slots__ = (
+        "_events",
+        "_rows",
+        "at",
+        "changes",
+        "db",
+        "dropped",
+        "effects",
+        "has_new_actions",
+        "index",
+        "runs",
+        "schedules",
+    )
 
     def __init__(self, db: sqlite3.Connection, index: int, at: int) -> None:
         self.db = db
@@ -88,6 +102,8 @@ class Turn:
         self.effects: list[Effect] = []
         self.changes: list[Change] = []
         self.dropped: list[str] = []
+        self.schedules: list[str] = []
+        self.has_new_actions = False
         self.runs: dict[str, None] = {}
         self._events = 0
         self._rows: list[tuple[int, str, int, str, str]] = []

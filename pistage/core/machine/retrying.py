@@ -7,16 +7,16 @@ from pistage.core import commands as c
 from pistage.core.machine import groups, runs
 from pistage.core.machine.outcome import Turn
 from pistage.core.machine.submissions import earlier, remember, take_numbers
-from pistage.core.model import State
+from pistage.core.model import Starter, State, Trigger
 from pistage.core.plan import Plan
 from pistage.errors import Code, PistageError
 
 _SOURCE = "SELECT project, name, number, state, plan FROM run WHERE id = ?"
 _COPY_RUN = """
-INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, concurrency, concurrency_limit,
-                 retry_of, notes, is_pinned, output_dropped_reason, created_at, plan, source)
-SELECT ?, project, name, ?, ?, 'queued', '', priority, queue, concurrency, concurrency_limit, id, '[]', 0, '', ?, plan,
-       source
+INSERT INTO run (id, project, name, number, owner, started_by, state, reason, priority, queue, concurrency,
+                 concurrency_limit, retry_of, notes, is_pinned, output_dropped_reason, created_at, plan, source)
+SELECT ?, project, name, ?, ?, ?, 'queued', '', priority, queue, concurrency, concurrency_limit, id, '[]', 0, '', ?,
+       plan, source
 FROM run WHERE id = ?
 """
 _COPY_TASKS = """
@@ -54,7 +54,8 @@ def retry(turn: Turn, command: c.RetryRun) -> dict[str, object]:
     plan: Plan = codec.from_json(Plan, head)
     groups.refuse_if_full(turn, project, [plan.concurrency])
     number = take_numbers(turn, project, name, 1)
-    turn.db.execute(_COPY_RUN, (command.run_id, number, command.owner, turn.at, command.retry_of))
+    trigger = codec.to_json(Trigger, Trigger(kind=Starter.RETRY, run_id=command.retry_of))
+    turn.db.execute(_COPY_RUN, (command.run_id, number, command.owner, trigger, turn.at, command.retry_of))
     turn.db.execute(_COPY_TASKS, {"run_id": command.run_id, "at": turn.at, "source": command.retry_of})
     turn.record(
         command.run_id, "run_submitted", name=name, number=number, owner=command.owner, retry_of=command.retry_of

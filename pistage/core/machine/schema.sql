@@ -50,6 +50,9 @@ CREATE TABLE IF NOT EXISTS run (
   name TEXT NOT NULL,
   number INTEGER NOT NULL,
   owner TEXT NOT NULL,
+  started_by TEXT NOT NULL, -- JSON of its Trigger
+  schedule_id TEXT, -- the schedule that made it, and for which of its times
+  nominal INTEGER,
   state TEXT NOT NULL,
   reason TEXT NOT NULL,
   priority INTEGER NOT NULL,
@@ -69,6 +72,7 @@ CREATE TABLE IF NOT EXISTS run (
   plan TEXT NOT NULL, -- JSON of the Plan without its tasks, which stand in task.spec
   source TEXT NOT NULL -- the document as it was submitted
 );
+CREATE UNIQUE INDEX IF NOT EXISTS run_by_schedule ON run (schedule_id, nominal) WHERE schedule_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS run_by_state ON run (state, id);
 CREATE INDEX IF NOT EXISTS run_by_project ON run (project, id);
 CREATE INDEX IF NOT EXISTS run_by_project_and_state ON run (project, state, id);
@@ -172,6 +176,41 @@ CREATE TABLE IF NOT EXISTS queue (
   priority INTEGER NOT NULL,
   run_limit INTEGER, -- how many of its runs may run at one time
   placing TEXT NOT NULL -- spread or pack
+) WITHOUT ROWID;
+
+-- What is to be run by itself, and when.
+CREATE TABLE IF NOT EXISTS schedule (
+  id TEXT PRIMARY KEY,
+  project TEXT NOT NULL,
+  name TEXT NOT NULL,
+  definition TEXT NOT NULL, -- under whose name it was set
+  owner TEXT NOT NULL,
+  fence INTEGER NOT NULL, -- the log index of its last change; who knows an older one does not know it
+  is_enabled INTEGER NOT NULL,
+  paused_reason TEXT NOT NULL,
+  decided_until INTEGER NOT NULL, -- all its times up to here are decided
+  created_at INTEGER NOT NULL,
+  at INTEGER NOT NULL, -- of its last change
+  spec TEXT NOT NULL, -- JSON of the Schedule
+  action TEXT, -- what is run, if that is not the source
+  start_node TEXT,
+  sha256 TEXT NOT NULL, -- of the source
+  source TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS schedule_by_name ON schedule (project, name);
+CREATE INDEX IF NOT EXISTS schedule_by_definition ON schedule (project, definition);
+
+-- What became of the latest times of schedules; of times that were missed, one row for neighbours.
+CREATE TABLE IF NOT EXISTS fire (
+  schedule_id TEXT NOT NULL,
+  nominal INTEGER NOT NULL,
+  until INTEGER NOT NULL, -- the last of the times that it stands for
+  count INTEGER, -- how many they are; NULL for more than anybody counted
+  outcome TEXT NOT NULL, -- ran, skipped, missed or failed
+  run_id TEXT,
+  at INTEGER NOT NULL,
+  reason TEXT NOT NULL,
+  PRIMARY KEY (schedule_id, nominal)
 ) WITHOUT ROWID;
 
 -- How long output is kept, where something was said about it; '*' is for all other pipelines of the project.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pistage.core import codec, limits
 from pistage.core import commands as c
@@ -18,16 +18,17 @@ from pistage.core.machine import groups
 from pistage.core.machine.outcome import ReleaseRun, Turn
 from pistage.core.machine.settling import Move, Waiting, moves, run_state
 from pistage.core.machine.waiting import expiry
-from pistage.core.model import State, check_transition
-from pistage.core.plan import Plan, Task
+from pistage.core.model import State, Trigger, check_transition
+from pistage.core.plan import Concurrency, Plan, Task
 from pistage.errors import Code, PistageError
 
 _FORGOTTEN_AT_ONCE = 16  # old requests; more than one, so that fewer and fewer are left
 
 _INSERT_RUN = """
-INSERT INTO run (id, project, name, number, owner, state, reason, priority, queue, concurrency, concurrency_limit,
-                 notes, is_pinned, output_dropped_reason, created_at, finished_at, output_bytes, plan, source)
-VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, '[]', 0, '', ?, ?, ?, ?, ?)
+INSERT INTO run (id, project, name, number, owner, started_by, schedule_id, nominal, state, reason, priority, queue,
+                 concurrency, concurrency_limit, notes, is_pinned, output_dropped_reason, created_at, finished_at,
+                 output_bytes, plan, source)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, '[]', 0, '', ?, ?, ?, ?, ?)
 """
 _INSERT_TASK = """
 INSERT INTO task (run_id, position, name, state, reason, needs, run_when, is_skip_planned, gang, has_volumes,
@@ -49,6 +50,17 @@ ON CONFLICT (key) DO UPDATE SET sha256 = excluded.sha256, at = excluded.at, runs
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """On whose behalf runs are made, of which document, and what started them."""
+
+    project: str
+    owner: str
+    source: str
+    trigger: Trigger = field(default_factory=Trigger)
+    schedule_id: str | None = None
+
+
 def submit(turn: Turn, command: c.SubmitRun) -> dict[str, object]:
     """Make the run and its tasks; a repeat of the same request is answered with the run it made."""
     made, is_new = _make_once(turn, command, (command.plan,), (c.NewRun(run_id=command.run_id, plan=0),))
@@ -66,7 +78,13 @@ def _make_once(
     turn: Turn, command: c.SubmitRun | c.SubmitRuns, plans: Sequence[Plan], runs: Sequence[c.NewRun]
 ) -> tuple[list[tuple[str, int]], bool]:
     known = earlier(turn, command)
-    return (_make(turn, command, plans, runs), True) if known is None else (known, False)
+    if known is not None:
+        return known, False
+    drafts = [drafted(plan, turn.at) for plan in plans]
+    origin = Origin(project=command.project, owner=command.owner, source=command.source)
+    made = make(turn, origin, [(run.run_id, drafts[run.plan]) for run in runs])
+    remember(turn, command, made)
+    return made, True
 
 
 def earlier(turn: Turn, command: c.SubmitRun | c.SubmitRuns | c.RetryRun) -> list[tuple[str, int]] | None:
@@ -90,27 +108,26 @@ def earlier(turn: Turn, command: c.SubmitRun | c.SubmitRuns | c.RetryRun) -> lis
     return [(run_id, number) for run_id, number in json.loads(row[1])]
 
 
-def _make(
-    turn: Turn, command: c.SubmitRun | c.SubmitRuns, plans: Sequence[Plan], runs: Sequence[c.NewRun]
-) -> list[tuple[str, int]]:
-    drafts = [_drafted(plan, turn.at) for plan in plans]
-    groups.refuse_if_full(turn, command.project, [plans[run.plan].concurrency for run in runs])
-    made = _numbered(turn, command.project, [(run.run_id, drafts[run.plan]) for run in runs])
-    turn.db.executemany(_INSERT_RUN, [_run_row(command, *one) for one in made])
+def make(turn: Turn, origin: Origin, runs: Sequence[tuple[str, Draft]]) -> list[tuple[str, int]]:
+    """Runs with these ids; their ids and numbers. PistageError `conflict`, and nothing is made, where a group is full.
+
+    A draft is `drafted` in the same turn.
+    """
+    groups.refuse_if_full(turn, origin.project, [draft.concurrency for _, draft in runs])
+    made = _numbered(turn, origin.project, runs)
+    turn.db.executemany(_INSERT_RUN, [_run_row(origin, turn.at, *one) for one in made])
     turn.db.executemany(_INSERT_TASK, [(run_id, *task) for run_id, _, draft in made for task in draft.tasks])
     for run_id, number, draft in made:
-        turn.changes.extend([TaskQueued(_waiting(command, run_id, draft, task)) for task in draft.queued])
-        turn.record(run_id, "run_submitted", name=draft.name, number=number, owner=command.owner)
+        turn.changes.extend([TaskQueued(_waiting(origin, turn.at, run_id, draft, task)) for task in draft.queued])
+        turn.record(run_id, "run_submitted", name=draft.name, number=number, owner=origin.owner)
         for kind, fields in draft.events:
             turn.record_text(run_id, kind, fields)
         if draft.state.is_terminal:
             turn.effects.append(ReleaseRun(run_id=run_id, agent_ids=()))
     if made:
         newest = f"{made[-1][2].name}#{made[-1][1]}"
-        groups.cancel_what_is_too_much(turn, command.project, [plan.concurrency for plan in plans], newest)
-    answer = [(run_id, number) for run_id, number, _ in made]
-    remember(turn, command, answer)
-    return answer
+        groups.cancel_what_is_too_much(turn, origin.project, [draft.concurrency for _, draft in runs], newest)
+    return [(run_id, number) for run_id, number, _ in made]
 
 
 def remember(turn: Turn, command: c.SubmitRun | c.SubmitRuns | c.RetryRun, answer: Sequence[tuple[str, int]]) -> None:
@@ -126,7 +143,7 @@ def take_numbers(turn: Turn, project: str, name: str, count: int) -> int:
     return int(last)
 
 
-def _numbered(turn: Turn, project: str, runs: Sequence[tuple[str, _Draft]]) -> list[tuple[str, int, _Draft]]:
+def _numbered(turn: Turn, project: str, runs: Sequence[tuple[str, Draft]]) -> list[tuple[str, int, Draft]]:
     """Each run with the number it gets among those of its name."""
     next_of: dict[str, int] = {}
     for name, count in Counter(draft.name for _, draft in runs).items():
@@ -150,10 +167,11 @@ class _Queued:
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
-    """What all runs of one plan have in common that were submitted at one time."""
+class Draft:
+    """What all runs of one plan have in common that are submitted at one time."""
 
     plan: Plan
+    concurrency: Concurrency | None  # of its runs: the plan's, or what is put in its place
     head: str  # JSON of the plan without its tasks
     state: State
     finished_at: int | None
@@ -166,26 +184,32 @@ class _Draft:
         return self.plan.name
 
 
-def _run_row(command: c.SubmitRun | c.SubmitRuns, run_id: str, number: int, draft: _Draft) -> tuple[object, ...]:
-    plan = draft.plan
-    head = (run_id, command.project, plan.name, number, command.owner, draft.state, plan.priority, plan.queue)
-    group = (groups.group_of(command.project, plan.concurrency), plan.concurrency.limit if plan.concurrency else 0)
+def _run_row(origin: Origin, at: int, run_id: str, number: int, draft: Draft) -> tuple[object, ...]:
+    plan, trigger = draft.plan, origin.trigger
+    head = (run_id, origin.project, plan.name, number, origin.owner)
+    started_by = (codec.to_json(Trigger, trigger), origin.schedule_id, trigger.nominal)
+    group = (groups.group_of(origin.project, draft.concurrency), _limit_of(draft.concurrency))
     output_bytes = None if draft.finished_at is None else 0
-    return (*head, *group, command.at, draft.finished_at, output_bytes, draft.head, command.source)
+    end = (at, draft.finished_at, output_bytes, draft.head, origin.source)
+    return (*head, *started_by, draft.state, plan.priority, plan.queue, *group, *end)
 
 
-def _waiting(command: c.SubmitRun | c.SubmitRuns, run_id: str, draft: _Draft, task: _Queued) -> WaitingTask:
+def _waiting(origin: Origin, at: int, run_id: str, draft: Draft, task: _Queued) -> WaitingTask:
     plan = draft.plan
     return WaitingTask(
-        run_id=run_id, position=task.position, name=task.name, queue=plan.queue, owner=command.owner,
-        priority=plan.priority, created_at=command.at, ready_at=command.at, demand=task.demand,
-        expires_at=expiry(command.at, task.timeout_ms), gang=task.gang,
-        group=groups.group_of(command.project, plan.concurrency),
-        group_limit=plan.concurrency.limit if plan.concurrency else 0,
+        run_id=run_id, position=task.position, name=task.name, queue=plan.queue, owner=origin.owner,
+        priority=plan.priority, created_at=at, ready_at=at, demand=task.demand,
+        expires_at=expiry(at, task.timeout_ms), gang=task.gang,
+        group=groups.group_of(origin.project, draft.concurrency), group_limit=_limit_of(draft.concurrency),
     )  # fmt: skip
 
 
-def _drafted(plan: Plan, at: int) -> _Draft:
+def _limit_of(concurrency: Concurrency | None) -> int:
+    return 0 if concurrency is None else concurrency.limit
+
+
+def drafted(plan: Plan, at: int) -> Draft:
+    """What its runs have in common that are made at `at`, milliseconds UTC."""
     states = {task.name: State.PENDING for task in plan.tasks}
     moved = {move.name: move for move in _first_moves(plan, states)}
     for move in moved.values():
@@ -196,8 +220,9 @@ def _drafted(plan: Plan, at: int) -> _Draft:
     if state is not State.QUEUED:
         check_transition("a new run", State.QUEUED, state)
         events.append(("run_finished", {"state": state, "reason": ""}))
-    return _Draft(
+    return Draft(
         plan=plan,
+        concurrency=plan.concurrency,
         head=codec.to_json(Plan, replace(plan, tasks=())),
         state=state,
         finished_at=at if state.is_terminal else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -12,6 +11,7 @@ from pistage.errors import Code, PistageError
 from pistage.master.api.submissions import Planner
 from pistage.master.archiving import Archiving
 from pistage.master.copies import Copies
+from pistage.master.directories import refuse_unless_space
 from pistage.master.dispatch import Dispatch
 from pistage.master.logs import LogStore
 from pistage.master.losses import Losses
@@ -19,6 +19,7 @@ from pistage.master.members import Members
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.retention import Drops, Removals
+from pistage.master.schedules import Schedules
 from pistage.master.sealing import Sealing
 from pistage.master.sessions import Sessions
 from pistage.master.signals import Signals
@@ -39,6 +40,7 @@ class Context:
     dispatch: Dispatch
     losses: Losses
     drops: Drops
+    schedules: Schedules
     removals: Removals
     sealing: Sealing
     archiving: Archiving
@@ -77,8 +79,5 @@ class Context:
         return ("", True) if explanation is None else (explanation.brief, explanation.is_placeable)
 
     def refuse_unless_space(self) -> None:
-        """PistageError `storage` while the disk has less free than `disk_free_min`: what runs needs the rest."""
-        if shutil.disk_usage(self.settings.data_dir).free < self.settings.disk_free_min:
-            raise PistageError(
-                Code.STORAGE, "the master's disk is nearly full", hint="free some space, or lower disk_free_min"
-            )
+        """See `directories`."""
+        refuse_unless_space(self.settings)

@@ -24,6 +24,7 @@ from pistage.master.api.peers import PeerRoutes
 from pistage.master.api.queues import QueueRoutes
 from pistage.master.api.retention import RetentionRoutes
 from pistage.master.api.runs import RunRoutes
+from pistage.master.api.schedules import ScheduleRoutes
 from pistage.master.api.searching import SearchRoutes
 from pistage.master.api.why import WhyRoutes
 from pistage.master.copies import OUTPUT_PATH
@@ -47,7 +48,8 @@ class Route:
 
 def routes_of(context: Context) -> list[Route]:
     """Every route of a master."""
-    runs, why = RunRoutes(context), WhyRoutes(context)
+    schedules = ScheduleRoutes(context)
+    runs, why = RunRoutes(context, schedules), WhyRoutes(context)
     means = Means(context.settings.data_dir / "logs")
     output, search = OutputRoutes(context, means), SearchRoutes(context, means)
     actions, queues, retention = ActionRoutes(context), QueueRoutes(context), RetentionRoutes(context)
@@ -80,6 +82,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/api/v1/retention", read(retention.list)),
         Route("PUT", "/api/v1/retention/{name}", lead(retention.put)),
         Route("DELETE", "/api/v1/retention/{name}", lead(retention.delete)),
+        *_routes_of_schedules(context, schedules),
         Route("GET", "/api/v1/agents", lead(read(agents.list))),
         Route("POST", "/api/v1/agents/{id}/drain", lead(agents.drain)),
         Route("POST", "/api/v1/agents/{id}/resume", lead(agents.resume)),
@@ -100,6 +103,19 @@ def routes_of(context: Context) -> list[Route]:
         return http.answer_cached(request, document)
 
     return [*routes, Route("GET", "/openapi.json", openapi_json)]
+
+
+def _routes_of_schedules(context: Context, schedules: ScheduleRoutes) -> list[Route]:
+    lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
+    return [
+        Route("GET", "/api/v1/schedules", read(schedules.list)),
+        Route("PUT", "/api/v1/schedules/{name}", lead(schedules.put)),
+        Route("GET", "/api/v1/schedules/{name}", read(schedules.show)),
+        Route("DELETE", "/api/v1/schedules/{name}", lead(schedules.delete)),
+        Route("GET", "/api/v1/schedules/{name}/fires", read(schedules.fires)),
+        Route("POST", "/api/v1/schedules/{name}/pause", lead(schedules.pause)),
+        Route("POST", "/api/v1/schedules/{name}/resume", lead(schedules.resume)),
+    ]
 
 
 def _routes_of_members(context: Context) -> list[Route]:

@@ -22,6 +22,7 @@ from pistage.master.api import bodies, http, views
 from pistage.master.api.context import Context
 from pistage.master.api.queues import PRIORITY_MAX
 from pistage.master.api.retries import kept_in, parse_retry
+from pistage.master.api.schedules import ScheduleRoutes, asks_for_schedules
 from pistage.master.api.submissions import finding_view, parse_submission
 
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -45,17 +46,25 @@ class _Priority(bodies.Body):
 class RunRoutes:
     """Handlers under /api/v1/runs."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, context: Context, schedules: ScheduleRoutes) -> None:
+        self._context, self._schedules = context, schedules
 
     async def submit(self, request: web.Request) -> web.Response:
-        """Make a run of a definition (YAML or JSON), or of {"action": name, "with": {...}}."""
+        """Make a run of a definition (YAML or JSON), or of {"action": name, "with": {...}}.
+
+        A definition that has a schedule is run by that: {"schedules": […]}; ?now=1 makes a run at once all the same.
+        """
         context = self._context
         asked = await self._asked(request)
         if (earlier := await self._earlier(asked)) is not None:
             return await self._submitted(earlier[0][0], [], status=200)
         context.refuse_unless_space()
-        planned, source = await context.planner.plan(parse_submission(asked.body, request.content_type), asked.project)
+        submission = parse_submission(asked.body, request.content_type)
+        if not http.is_set(request, "now") and asks_for_schedules(submission):
+            schedules = await self._schedules.put_those_of(submission, request)
+            if schedules:
+                return http.answer({"schedules": schedules}, status=201)
+        planned, source = await context.planner.plan(submission, asked.project)
         command = SubmitRun(
             at=wire.now_ms(),
             run_id=wire.new_id(),

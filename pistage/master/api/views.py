@@ -11,7 +11,7 @@ from sqlite3 import Row
 from typing import Any, Final
 
 from pistage.core import codec, ids
-from pistage.core.model import State
+from pistage.core.model import State, Trigger
 from pistage.core.plan import Task
 from pistage.errors import Code, PistageError
 from pistage.master.state import Snapshot
@@ -73,7 +73,7 @@ async def titles_in(snapshot: Snapshot, texts: Iterable[str]) -> Callable[[str],
 
 
 _RUN_COLUMNS = """
-id, project, name, number, owner, state, reason, priority, queue, concurrency, concurrency_limit, retry_of,
+id, project, name, number, owner, started_by, state, reason, priority, queue, concurrency, concurrency_limit, retry_of,
 (SELECT other.number FROM run AS other WHERE other.id = run.retry_of) AS retry_of_number,
 notes, cancel_reason, is_pinned, output_bytes, output_dropped_at, output_dropped_reason, created_at, started_at,
 finished_at
@@ -92,6 +92,7 @@ def run_head(row: Row) -> dict[str, Any]:
         "name": row["name"],
         "project": row["project"],
         "owner": row["owner"],
+        "started_by": _started_by(row),
         "state": row["state"],
         "reason": row["reason"],
         "is_cancelling": row["cancel_reason"] is not None and not State(row["state"]).is_terminal,
@@ -109,6 +110,11 @@ def run_head(row: Row) -> dict[str, Any]:
         "started_at": at(row["started_at"]),
         "finished_at": at(row["finished_at"]),
     }
+
+
+def _started_by(row: Row) -> dict[str, Any]:
+    trigger: Trigger = codec.from_json(Trigger, row["started_by"])
+    return {"kind": trigger.kind, "name": trigger.name, "nominal": at(trigger.nominal), "run": trigger.run_id or None}
 
 
 def _concurrency(row: Row) -> dict[str, Any] | None:

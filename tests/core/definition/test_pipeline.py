@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from pistage.core.cron import Schedule
 from pistage.core.definition import lint
-from pistage.core.plan import Attachment, Mount, Plan, RegistryAuth, Schedule, Volume, When, environment_of, redacted
+from pistage.core.plan import Attachment, Mount, Plan, RegistryAuth, Volume, When, environment_of, redacted
 from tests.core.definition.documents import plan_of, planned, refused
 
 
@@ -220,16 +221,17 @@ def test_j9_a_fault_of_syntax_does_not_show_what_follows_it() -> None:
         assert SECRET not in str(refused(text))
 
 
-def test_j10_a_crontab_that_does_not_fire_yet_is_said() -> None:
-    document = pipeline(task(), crontab="@daily")
-    assert [finding.code for finding in lint(document, actions=None).findings] == ["not-yet"]
-
-
 def test_j10_a_crontab_makes_a_schedule() -> None:
-    assert plan_of(pipeline(task(), crontab="30 2 * * *")).schedule == Schedule(cron="30 2 * * *")
-    schedule = plan_of(pipeline(task(), crontab="@daily", runOnce=True, timezone="Asia/Shanghai")).schedule
-    assert schedule == Schedule(cron="@daily", timezone="Asia/Shanghai", is_once=True)
-    assert plan_of(pipeline(task(), runOnce=True)).schedule is None
+    assert schedules_in(crontab="30 2 * * *") == [Schedule(cron="30 2 * * *")]
+    once = schedules_in(crontab="@daily", runOnce=True, timezone="Asia/Shanghai")
+    assert once == [Schedule(cron="@daily", timezone="Asia/Shanghai", is_once=True)]
+    assert schedules_in(runOnce=True) == []
+
+
+def schedules_in(**keys: object) -> list[Schedule]:
+    found = lint(pipeline(task(), **keys), actions=None)
+    assert not found.findings
+    return list(found.schedules.values())
 
 
 def test_output_of_the_original_is_ignored_without_a_word() -> None:

@@ -104,7 +104,7 @@ def test_j1_the_pipeline_document_runs_as_written() -> None:
     result = planned(seed("test"))
     plan = result.plan
     assert result.findings == ()
-    assert (plan.name, plan.dialect, plan.schedule, plan.start_node) == ("test", "pipeline", None, None)
+    assert (plan.name, plan.dialect, plan.start_node) == ("test", "pipeline", None)
     assert plan.networks == (Network(name="pipeline_default", driver="bridge"),)
     assert plan.volumes == (Volume(name="pipeline_default", driver="local"),)
     (task,) = plan.tasks

@@ -979,22 +979,6 @@ WRONG = (
         ),
     ),
     Wrong(
-        "schedule_not_yet",
-        "name: a\nimage: alpine\nrun: x\nschedule: '@daily'\n",
-        (
-            (
-                "error",
-                "not-yet",
-                None,
-                4,
-                1,
-                "schedule",
-                "'schedule' is not supported yet",
-                "take it out; it comes with its own feature",
-            ),
-        ),
-    ),
-    Wrong(
         "outputs_not_yet",
         "name: a\nuses:\n  main:\n    - image: alpine\n      run: x\n      outputs: {a: b}\n",
         (

@@ -63,11 +63,13 @@ class Fire:
 
     `nominal` is the time, milliseconds UTC, computed by the leader alone: masters may know different rules for a zone.
     With a `plan`, an index into the command's, a run is made of it unless one that is not over stands in the way;
-    without one, `reason` says why there is none. `fence` is that of the schedule as the leader knew it.
+    without one, `reason` says why there is none. It is refused unless the schedule is as the leader knew it, by its
+    `fence`, and decided up to exactly `after`: else times between the two would be passed over in silence.
     """
 
     schedule_id: str
     fence: int
+    after: int
     nominal: int
     plan: int | None = None
     run_id: str = ""

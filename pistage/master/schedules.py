@@ -210,17 +210,20 @@ class Schedules:
     async def _decide(self, due: Sequence[tuple[_Entry, Due]], made: dict[str, _Made | PistageError]) -> None:
         batch = _Batch()
         for entry, one in due:
-            about = entry.about
+            about, after = entry.about, entry.about.decided_until
             if one.missed is not None:
                 reason = self._reason(entry, one.missed.last)
                 batch.fires.append(
                     Fire(
-                        schedule_id=about.id, fence=about.fence, nominal=one.missed.first, until=one.missed.last,
-                        count=one.missed.count, reason=reason,
+                        schedule_id=about.id, fence=about.fence, after=after, nominal=one.missed.first,
+                        until=one.missed.last, count=one.missed.count, reason=reason,
                     )
                 )  # fmt: skip
+                after = one.missed.last
             for nominal in one.fires:
-                plan, fire = made[about.id], Fire(schedule_id=about.id, fence=about.fence, nominal=nominal)
+                plan = made[about.id]
+                fire = Fire(schedule_id=about.id, fence=about.fence, after=after, nominal=nominal)
+                after = nominal
                 if not isinstance(plan, _Made):
                     batch.fires.append(replace(fire, outcome="failed", reason=str(plan)))
                     continue

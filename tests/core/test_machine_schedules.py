@@ -40,12 +40,17 @@ def fence(cluster: Cluster, name: str = "night") -> int:
     return int(cluster.db.execute("SELECT fence FROM schedule WHERE name = ?", (name,)).fetchone()[0])
 
 
+def decided_until(cluster: Cluster, name: str = "night") -> int:
+    return int(cluster.db.execute("SELECT decided_until FROM schedule WHERE name = ?", (name,)).fetchone()[0])
+
+
 def fire(
     cluster: Cluster, nominal: int, name: str = "night", plan: Plan | None = DEFAULT, **said: Any
 ) -> str:  # fmt: skip
     """The verdict; without a plan it makes no run."""
     one = s.Fire(
         schedule_id=f"id-{name}", fence=said.pop("fence", None) or fence(cluster, name), nominal=nominal,
+        after=said.pop("after", None) or decided_until(cluster, name),
         plan=None if plan is None else 0, run_id=f"run-{name}-{nominal}",
     )  # fmt: skip
     plans = () if plan is None else (s.FirePlan(plan=plan),)
@@ -68,7 +73,7 @@ def runs(cluster: Cluster) -> list[tuple[str, int, str]]:
 def test_a_time_makes_one_run_that_says_what_started_it(cluster: Cluster) -> None:
     put(cluster)
     assert fire(cluster, 2 * HOUR) == ""
-    assert fire(cluster, 2 * HOUR, run_id="another") == "it was decided before"
+    assert fire(cluster, 2 * HOUR, run_id="another") == "another leader decided meanwhile"
     assert runs(cluster) == [("id-night", 2 * HOUR, "queued")]
     row = cluster.db.execute("SELECT started_by, owner, source, name, number FROM run").fetchone()
     assert row == (f'{{"kind":"schedule","name":"night","nominal":{2 * HOUR},"run_id":""}}', "o", "text", "night", 1)
@@ -78,7 +83,15 @@ def test_a_time_makes_one_run_that_says_what_started_it(cluster: Cluster) -> Non
 def test_times_are_decided_in_their_order(cluster: Cluster) -> None:
     put(cluster)
     fire(cluster, 3 * HOUR)
-    assert fire(cluster, 2 * HOUR) == "it was decided before"
+    assert fire(cluster, 2 * HOUR) == "another leader decided meanwhile"
+
+
+def test_who_does_not_know_of_all_that_is_decided_passes_over_nothing(cluster: Cluster) -> None:
+    put(cluster)
+    before = decided_until(cluster)
+    fire(cluster, 2 * HOUR)
+    assert fire(cluster, 4 * HOUR, after=before) == "another leader decided meanwhile"
+    assert history(cluster) == [(2 * HOUR, "ran", "")]
 
 
 def test_who_knows_an_older_schedule_decides_nothing(cluster: Cluster) -> None:
@@ -97,26 +110,26 @@ def test_what_is_set_again_unchanged_goes_on_and_what_is_dropped_is_gone(cluster
     put(cluster, "night")
     assert fence(cluster) == before
     assert [name for (name,) in cluster.db.execute("SELECT name FROM schedule")] == ["night"]
-    assert fire(cluster, 2 * HOUR) == "it was decided before"
+    assert fire(cluster, 2 * HOUR) == "another leader decided meanwhile"
 
 
 def test_a_change_does_not_decide_anything_again(cluster: Cluster) -> None:
     put(cluster)
     fire(cluster, 5 * HOUR)
     put(cluster, jitter_ms=1)
-    assert fire(cluster, 5 * HOUR) == "it was decided before"
+    assert fire(cluster, 5 * HOUR) == "another leader decided meanwhile"
     assert fire(cluster, 6 * HOUR) == ""
 
 
 def test_what_came_before_it_was_set_or_resumed_is_over(cluster: Cluster) -> None:
     cluster.now = 3 * HOUR
     put(cluster)
-    assert fire(cluster, 2 * HOUR) == "it was decided before"
+    assert fire(cluster, 2 * HOUR) == "another leader decided meanwhile"
     cluster.apply(s.EnableSchedule(at=cluster.now, project="default", name="night", is_enabled=False))
     assert fire(cluster, 4 * HOUR) == "the schedule has changed"
     cluster.now = 5 * HOUR
     cluster.apply(s.EnableSchedule(at=cluster.now, project="default", name="night", is_enabled=True))
-    assert (fire(cluster, 5 * HOUR), fire(cluster, 6 * HOUR)) == ("it was decided before", "")
+    assert (fire(cluster, 5 * HOUR), fire(cluster, 6 * HOUR)) == ("another leader decided meanwhile", "")
 
 
 def test_what_somebody_paused_stays_paused_when_it_is_set_again(cluster: Cluster) -> None:
@@ -205,7 +218,7 @@ def test_times_that_were_missed_are_one_row_and_are_over(cluster: Cluster) -> No
     fire(cluster, HOUR, plan=None, until=5 * HOUR, count=5, reason="no leader, catch_up none")
     row = cluster.db.execute("SELECT nominal, until, count, outcome, reason FROM fire").fetchone()
     assert row == (HOUR, 5 * HOUR, 5, "missed", "no leader, catch_up none")
-    assert (fire(cluster, 5 * HOUR), fire(cluster, 6 * HOUR)) == ("it was decided before", "")
+    assert (fire(cluster, 5 * HOUR), fire(cluster, 6 * HOUR)) == ("another leader decided meanwhile", "")
 
 
 def test_a_time_whose_plan_cannot_be_made_says_so_and_the_next_one_fires(cluster: Cluster) -> None:
@@ -226,14 +239,15 @@ def test_the_history_is_as_long_as_is_kept(cluster: Cluster, monkeypatch: pytest
 def test_of_many_that_fire_together_each_is_taken_or_refused_by_itself(cluster: Cluster) -> None:
     names = [f"s{n}" for n in range(4)]
     put(cluster, *names)
+    after = decided_until(cluster, "s1")
     fire(cluster, HOUR, "s1")
     fires = tuple(
-        s.Fire(schedule_id=f"id-{name}", fence=fence(cluster, name), nominal=HOUR, plan=0, run_id=f"r-{name}")
+        s.Fire(schedule_id=f"id-{name}", fence=fence(cluster, name), after=after, nominal=HOUR, plan=0, run_id=name)
         for name in names
     )
     command = s.FireSchedules(at=cluster.now, plans=(s.FirePlan(plan=a_plan(name="night")),), fires=fires)
     outcome = cluster.apply(command)
-    assert outcome.value["verdicts"] == ["", "it was decided before", "", ""]
+    assert outcome.value["verdicts"] == ["", "another leader decided meanwhile", "", ""]
     assert set(outcome.schedules) == {f"id-{name}" for name in names}
     numbers = [number for (number,) in cluster.db.execute("SELECT number FROM run ORDER BY number")]
     assert numbers == [1, 2, 3, 4]

@@ -145,7 +145,7 @@ def enable(turn: Turn, command: c.EnableSchedule) -> dict[str, object]:
 
 
 def fire(turn: Turn, command: c.FireSchedules) -> dict[str, object]:
-    """Decide each time that was not decided yet; the answer has a verdict for each, "" where it was decided now."""
+    """Decide what comes next of each schedule; the answer has a verdict for each time, "" where it was decided now."""
     drafts = [drafted(one.plan, turn.at) for one in command.plans]
     sources = [one.source for one in command.plans]
     verdicts = []
@@ -153,8 +153,8 @@ def fire(turn: Turn, command: c.FireSchedules) -> dict[str, object]:
         known = _known(turn, one.schedule_id)
         if known is None or known.fence != one.fence or not known.is_enabled:
             verdicts.append("the schedule has changed")
-        elif one.nominal <= known.decided_until:
-            verdicts.append("it was decided before")
+        elif one.after != known.decided_until or one.nominal <= one.after:
+            verdicts.append("another leader decided meanwhile")
         else:
             verdicts.append("")
             _decide(turn, known, one, drafts, sources)

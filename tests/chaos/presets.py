@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from tests.chaos import cutting, disks, measures, members, output_session, starts
+from tests.chaos import cutting, disks, measures, members, output_session, schedules, starts
 from tests.chaos.faults import BASIC, NEEDS_NETWORK, Fault, Scene, upgrade
 from tests.chaos.group import Shape, a_group
 from tests.chaos.network import namespaces
@@ -103,6 +103,12 @@ PRESETS: Final[Mapping[str, Preset]] = {
         about="kill -9 of the leader while 200 tasks are being started, 30 times",
         shape=starts.SHAPE,
         measure=starts.measure,
+    ),
+    "schedules": Preset(
+        about="kill -9 of the leader every 3 s under 200 schedules that fire every second, for 2 minutes",
+        shape=schedules.SHAPE,
+        measure=schedules.measure,
+        trials=schedules.KILLS,
     ),
     "output": Preset(
         about="steps print while agent, engine, masters, a disk and links fail: each byte once, on every master",

@@ -113,7 +113,7 @@ async def trial(scene: Scene, watch: Watch, number: int) -> Trial:
         scene.fail(f"trial {number}: {late}")
     states = {name: group.directory / f"{name}-{number}.db" for name in group.masters}
     for name, path in states.items():
-        _copy_state(group, name, path)
+        copy_state(group, name, path)
     starts = starts_in(side_file)
     for what in _wrong(states, made, starts):
         scene.fail(f"trial {number}: {what}")
@@ -146,8 +146,8 @@ async def _until_started(side_file: Path, wanted: int) -> None:
 # --- what must hold --------------------------------------------------------------------------------------------------
 
 
-def _copy_state(group: Group, name: str, target: Path) -> None:
-    """Of a master that runs, and rests."""
+def copy_state(group: Group, name: str, target: Path) -> None:
+    """The state of a master that runs, and rests."""
     data = group.data_dir(name)
     with closing(_opened(data / "raft.db")) as raft:
         generation = raft.execute("SELECT generation FROM node").fetchone()[0]
@@ -161,7 +161,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _wrong(states: Mapping[str, Path], made: Mapping[str, str], starts: Sequence[Start]) -> Iterator[str]:
-    hashes = {name: (_digest(path), tables_hash(path)) for name, path in states.items()}
+    hashes = {name: (digest_of(path), tables_hash(path)) for name, path in states.items()}
     if len(set(hashes.values())) != 1:
         yield f"the states differ (index and digest, hash of all tables): {hashes}"
     for name, path in states.items():
@@ -193,7 +193,8 @@ def wrong_in(state: Path, made: Mapping[str, str], starts: Sequence[Start]) -> I
             yield f"{key}: attempts {attempts[run_id]}, carried out under {executions[key]}"
 
 
-def _digest(state: Path) -> tuple[str, str]:
+def digest_of(state: Path) -> tuple[str, str]:
+    """The index up to which it is applied, and its digest."""
     with closing(sqlite3.connect(state)) as db:
         meta = dict(db.execute("SELECT key, value FROM meta"))
     return meta["applied_index"], meta["digest"]

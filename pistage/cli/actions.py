@@ -1,4 +1,4 @@
-"""The verbs `action ls|put|show|rm`."""
+"""The verbs `action ls|put|show|schema|rm`."""
 
 from __future__ import annotations
 
@@ -86,6 +86,20 @@ def show_action(*, name: str, fmt: str, config: Config[ClientConfig]) -> None:
             click.echo(action["name"])
         case _:
             output.print_value(action, fmt=fmt)
+
+
+@action_verb.command("schema")
+@click.argument("name")
+@output.format_option("json", "yaml")
+@options.client_options
+def show_schema(*, name: str, fmt: str, config: Config[ClientConfig]) -> None:
+    """Print what an action takes, as JSON Schema (2020-12): its inputs, or any object where it declares none."""
+
+    async def fetch() -> dict[str, Any]:
+        async with connect(config, may_found=True) as connection:
+            return await connection.client.fetch_action_schema(name)
+
+    output.print_value(groups.run(fetch()), fmt=fmt)
 
 
 @action_verb.command("rm")

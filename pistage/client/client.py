@@ -209,6 +209,10 @@ class Client:
         """One action with its text."""
         return cast(dict[str, Any], await self._get(f"/actions/{_quoted(name)}"))
 
+    async def fetch_action_schema(self, name: str) -> dict[str, Any]:
+        """What an action takes, as JSON Schema."""
+        return cast(dict[str, Any], await self._get(f"/actions/{_quoted(name)}/schema"))
+
     async def put_action(self, name: str, text: str) -> dict[str, Any]:
         """Register `text` under `name`: a new version, unless it is the newest one already."""
         headers = {"Content-Type": "application/yaml"}

@@ -24,6 +24,13 @@ TEMPLATE_OUTPUT_BYTES_MAX: Final = 1 * MIB  # of rendered text in one value
 NAME_CHARS_MAX: Final = 200  # names are shown in tables
 PARAMETERS_MAX: Final = 1_000
 FINDINGS_MAX: Final = 100  # a reader fixes ten at a time
+INPUTS_MAX: Final = 100  # of a definition; a form of more is a document
+INPUT_OPTIONS_MAX: Final = 200  # of one input; past this it is a search
+INPUT_PATTERN_BYTES_MAX: Final = 1_000
+INPUT_PATTERN_MEMORY_BYTES_MAX: Final = 1 * MIB  # compiled, with its states: at most 4 ms to make
+INPUT_VALUE_BYTES_MAX: Final = 64 * KIB  # it is also a variable of the environment, where Linux takes 128
+INPUT_ITEMS_MAX: Final = 1_000  # of a list
+INPUTS_BYTES_MAX: Final = 256 * KIB  # of all that is given together; Linux takes 2 MiB of arguments and environment
 
 # --- execution -------------------------------------------------------------------------------------------
 TASK_TIMEOUT_DEFAULT_S: Final = 3_600

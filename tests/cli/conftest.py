@@ -96,6 +96,8 @@ class FakeMaster:
                 return web.json_response({"items": [item | {"updated_at": None}]})
             case "GET", ["actions", name]:
                 return web.json_response({"name": name, "version": 2, "text": "name: Clone\x1b[31m Repo\n"})
+            case "GET", ["actions", name, "schema"]:
+                return web.json_response({"title": name, "type": "object", "additionalProperties": True})
             case "PUT", ["actions", name]:
                 return web.json_response({"name": name, "version": 1, "is_new": True, "warnings": []}, status=201)
             case "POST", ["plan"]:

@@ -74,6 +74,51 @@ def test_plan_takes_parameters_from_the_line_over_those_of_a_file(
     assert "expected NAME=VALUE" in capsys.readouterr().err
 
 
+INPUTS = """name: Scale
+image: alpine
+inputs:
+  size: {type: integer, required: true}
+  fast: {type: boolean, default: false}
+  zones: {type: list, default: [north]}
+run: scale {{ .size }} {{ .fast }} {{ .zones | join('+') }}
+"""
+
+
+def test_what_the_line_and_a_file_give_is_read_as_the_inputs_say(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "scale.yaml").write_text(INPUTS)
+    (here / "with.yaml").write_text("fast: true\nzones: [a, b]\n")
+    (here / "with.json").write_text('{"fast": true, "zones": "a,b"}')
+    for file in ("with.yaml", "with.json"):
+        assert execute(["plan", "scale.yaml", "--with", "size=3", "--with-file", file]) == 0
+        assert "$ scale 3 true a+b" in capsys.readouterr().out
+
+
+def test_every_wrong_input_is_told_with_the_place_of_its_declaration(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "scale.yaml").write_text(INPUTS)
+    assert execute(["plan", "scale.yaml", "--with", "fast=maybe", "--with", "sise=3"]) == 2
+    err = capsys.readouterr().err
+    assert "scale.yaml:4:3: error: with.size: the input 'size' is not given (give it: an integer)" in err
+    assert "scale.yaml:5:3: error: with.fast: the input 'fast' must be true or false, not the text 'maybe'" in err
+    assert "with.sise: there is no input 'sise' (did you mean 'size'?)" in err
+    assert execute(["plan", "scale.yaml", "-o", "json"]) == 2
+    assert [finding["path"] for finding in json.loads(capsys.readouterr().out)["findings"]] == ["with.size"]
+
+
+def test_lint_tells_what_is_declared_wrongly_and_what_must_be_given(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "scale.yaml").write_text(INPUTS)
+    assert execute(["lint", "scale.yaml"]) == 0
+    assert "needs parameters size" in capsys.readouterr().err
+    (here / "scale.yaml").write_text(INPUTS.replace("default: false", "default: maybe"))
+    assert execute(["lint", "scale.yaml"]) == 2
+    assert "scale.yaml:5:34: error: inputs.fast.default:" in capsys.readouterr().out
+
+
 def test_a_plan_that_is_refused_names_file_and_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["plan", "build.yaml"]) == 2
     assert "build.yaml:4:" in capsys.readouterr().err

@@ -62,6 +62,17 @@ def test_agents_are_listed_and_drained(
     assert "no agent nobody" in capsys.readouterr().err
 
 
+def test_what_an_action_takes_is_printed_as_json_or_yaml(pistage: Pistage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pistage("action", "schema", "Clone Repo") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "title": "Clone Repo",
+        "type": "object",
+        "additionalProperties": True,
+    }
+    assert pistage("action", "schema", "Clone Repo", "-o", "yaml") == 0
+    assert capsys.readouterr().out == "title: Clone Repo\ntype: object\nadditionalProperties: true\n"
+
+
 def test_an_action_is_shown_without_its_control_sequences(pistage: Pistage, capsys: pytest.CaptureFixture[str]) -> None:
     assert pistage("action", "ls") == 0
     assert "registered" in capsys.readouterr().out

@@ -254,6 +254,46 @@ async def test_actions_are_registered_listed_shown_and_deleted(tmp_path: Path) -
         assert (await api.call("GET", "/api/v1/actions/Hello"))[0] == 404
 
 
+SCALE_YAML = """name: Scale
+image: busybox
+inputs:
+  size: {type: integer, min: 1, max: 9, required: true}
+  zone: {enum: [north, south], default: north}
+run: scale {{ .size }} {{ .zone }}
+"""
+
+
+async def test_an_action_says_what_it_takes_as_a_schema(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api:
+        await api.call("PUT", "/api/v1/actions/Scale", data=SCALE_YAML)
+        status, schema = await api.call("GET", "/api/v1/actions/Scale/schema")
+        assert (status, schema["required"], schema["additionalProperties"]) == (200, ["size"], False)
+        assert schema["properties"]["size"] == {"type": "integer", "minimum": 1, "maximum": 9}
+        _, open_schema = await api.call("GET", "/api/v1/actions/Clone%20Repository/schema")
+        assert open_schema["additionalProperties"] is True
+        assert (await api.call("GET", "/api/v1/actions/No/schema"))[0] == 404
+
+
+async def test_what_is_given_is_held_against_the_inputs_of_an_action(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api:
+        await api.call("PUT", "/api/v1/actions/Scale", data=SCALE_YAML)
+        body = {"action": "Scale", "with": {"size": "10", "zone": "east", "sise": 1}}
+        for path in ("/api/v1/runs", "/api/v1/plan"):
+            status, refused = await api.call("POST", path, data=json.dumps(body))
+            assert (status, refused["code"]) == (422, "invalid")
+            assert [finding["path"] for finding in refused["findings"]] == ["with.size", "with.zone", "with.sise"]
+        run = await api.submit(json.dumps({"action": "Scale", "with": {"size": "9"}}))
+        _, shown = await api.call("GET", f"/api/v1/runs/{run['id']}/plan")
+        assert shown["plan"]["tasks"][0]["body"]["children"][0]["script"] == "scale 9 north"
+
+
+async def test_an_action_with_inputs_that_are_declared_wrongly_is_not_registered(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api:
+        text = SCALE_YAML.replace("default: north", "default: west")
+        status, refused = await api.call("PUT", "/api/v1/actions/Scale", data=text)
+        assert (status, refused["findings"][0]["path"]) == (422, "inputs.zone.default")
+
+
 async def test_registering_an_action_again_does_not_change_a_run_that_exists(tmp_path: Path) -> None:
     async with a_master(tmp_path) as api:
         await api.call("PUT", "/api/v1/actions/Hello", data=HELLO_YAML)

@@ -109,6 +109,21 @@ async def test_the_findings_say_of_which_run_they_are(tmp_path: Path) -> None:
         assert (refused["run"], refused["findings"][0]["line"]) == (1, 3)
 
 
+async def test_what_a_run_of_a_batch_is_given_wrongly_is_told_with_its_number(tmp_path: Path) -> None:
+    text = "name: N\nimage: busybox\ninputs: {x: {type: integer}}\nrun: echo {{ .x }}\n"
+    async with a_master(tmp_path) as api:
+        _, refused = await post(api, with_each("1", "one", definition=text))
+        assert refused["detail"] == (
+            "runs[1].with: line 3, column 10, with.x: the input 'x' must be an integer, not the text 'one'"
+        )
+        assert refused["run"] == 1
+        assert (await post(api, with_each("1", 1, 2, definition=text)))[0] == 201
+        action = "name: U\nuses: {main: [{dep: N, with: {x: one}}]}\n"
+        await api.call("PUT", "/api/v1/actions/N", data=text)
+        _, nested = await post(api, {"definition": action, "runs": [{}]})
+        assert nested["detail"].startswith("runs[0]: line 2, column 37, uses.main[0].with.x: ")
+
+
 def test_equal_parameters_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
 

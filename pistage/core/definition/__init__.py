@@ -1,6 +1,7 @@
 """Definition: document text -> Plan. Two dialects, templates, actions, and every error with its place.
 
-`make_plan` for what is to run, `lint` for what is being written, `document_name` for what is to be registered.
+`make_plan` for what is to run, `lint` for what is being written, `document_name` for what is to be registered;
+`declared_inputs` with `check_inputs`, and `inputs_schema`, for what a definition takes.
 
 Where the language leaves a choice, it is made so:
 - Rendered are `image`, `run`, `command`, `entrypoint`, `on`, `when`, the values of `with`, and every text in the values
@@ -17,22 +18,19 @@ Where the language leaves a choice, it is made so:
 - A group of `concurrency` may be called whatever a definition may, for it is called as its definition unless it says.
 - `image` of a group, or of a definition with `uses`, is for first steps that have none from anywhere nearer.
 - Null is absent everywhere, also in `with`: a parameter that must be given is declared with a null.
+- What `inputs` means is said in `inputs/__init__.py`.
 - A condition is false for false, null, 0, nothing, and the text `false`.
 """
 
 from pistage.core.definition.findings import Finding
+from pistage.core.definition.inputs import Checked, Fault, Inputs, check_inputs
+from pistage.core.definition.interface import declared_inputs, inputs_schema
 from pistage.core.definition.library import Actions, ActionText
 from pistage.core.definition.planning import Lint, Planned, document_name, lint, make_plan
 from pistage.core.definition.schedules import parse_schedule
 
 __all__ = [
-    "ActionText",
-    "Actions",
-    "Finding",
-    "Lint",
-    "Planned",
-    "document_name",
-    "lint",
-    "make_plan",
+    "ActionText", "Actions", "Checked", "Fault", "Finding", "Inputs", "Lint", "Planned",
+    "check_inputs", "declared_inputs", "document_name", "inputs_schema", "lint", "make_plan",
     "parse_schedule",
-]
+]  # fmt: skip

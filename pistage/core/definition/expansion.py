@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from pistage.core import limits
+from pistage.core.definition.admission import admitted_to_action
 from pistage.core.definition.building import Budget, TaskBuilder
 from pistage.core.definition.conditions import Verdict, verdict_of
 from pistage.core.definition.fields import check_keys, count_field, text_field, texts_field, words_field
@@ -324,7 +325,15 @@ class Expander:
         reactions = self._reactions(step, scope, use)
         if definition is None:
             return None
-        given = Scope(binding, is_root=False, is_skipped=scope.is_skipped)
+        given = admitted_to_action(
+            definition.inputs,
+            Scope(binding, is_root=False, is_skipped=scope.is_skipped),
+            self.renderer,
+            page,
+            name=definition.name,
+            with_=step.with_,
+            dep=step.dep,
+        )
         inner_scope = self.renderer.defaults(
             definition.with_, given, definition.page, f"with of action {definition.name}"
         )

@@ -7,13 +7,13 @@ parameter.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from enum import StrEnum
 from typing import TypeVar
 
 from pistage.core import limits
 from pistage.core.definition.findings import Page
-from pistage.core.definition.nodes import Kind, ListNode, MapNode, Node, Place, ScalarNode, is_true, shortened
+from pistage.core.definition.nodes import Kind, ListNode, MapNode, Node, Place, ScalarNode, is_null, is_true, shortened
 from pistage.core.definition.units import seconds_of, words_of
 
 T = TypeVar("T")
@@ -21,14 +21,14 @@ E = TypeVar("E", bound=StrEnum)
 
 #: Keys of features that come later, refused rather than ignored: a run that silently lacks them would be wrong.
 LATER = frozenset(
-    {"after", "artifacts", "cache", "inputs", "matrix", "notify", "outputs"}
+    {"after", "artifacts", "cache", "matrix", "notify", "outputs"}
     | {"requirements", "script", "secrets", "strategy", "triggers"}
 )
 
 _RUN = "the whole definition"
 _TASK = "a definition, a group or a task"
 #: Keys that have an effect in one kind of place only, and which.
-ELSEWHERE = dict.fromkeys(("priority", "queue", "concurrency", "schedule"), _RUN) | dict.fromkeys(
+ELSEWHERE = dict.fromkeys(("priority", "queue", "concurrency", "inputs", "schedule"), _RUN) | dict.fromkeys(
     ("on_partition", "queue_timeout"), _TASK
 )
 
@@ -231,6 +231,28 @@ def check_keys(page: Page, node: MapNode, known: Collection[str], what: str) -> 
         near = difflib.get_close_matches(key[:60], known, 1, 0.7)
         hint = f"did you mean '{near[0]}'?" if near else f"{what} can have {', '.join(sorted(known))}"
         page.warn(place, "unknown-key", f"the key '{shortened(key)}' means nothing in {what} and is ignored", hint)
+
+
+def respelled(page: Page, node: MapNode, spellings: Iterable[tuple[str, ...]]) -> MapNode:
+    """The mapping with every key in the first spelling of its row; two spellings of one key are an error."""
+    names = {other: row[0] for row in spellings for other in row}
+    entries: dict[str, Node] = {}
+    keys: dict[str, ScalarNode] = {}
+    for key, item in node.entries.items():
+        name = names.get(key, key)
+        if name in entries and is_null(item):
+            continue
+        if name in entries and not is_null(entries[name]):
+            page.error(
+                node.keys[key],
+                "repeated-key",
+                f"'{keys[name].text}' and '{key}' are the same key",
+                "keep one of them",
+            )
+            continue
+        entries[name] = item
+        keys[name] = node.keys[key]
+    return MapNode(entries=entries, keys=keys, line=node.line, column=node.column, path=node.path)
 
 
 def _note_misplaced(page: Page, at: Place, key: str, what: str) -> None:

@@ -15,7 +15,8 @@ class Finding:
     """One remark on a document: what was expected and what came, what to do, and where.
 
     `path` is the place in the document (`uses.main[0].run`), `line` and `column` count from 1, and `action` names the
-    action whose text it is about, None for the document itself.
+    action whose text it is about, None for the document itself. About an input that was given to a run, `path` is the
+    place in what was given (`with.port`), `line` and `column` are those of the input's declaration.
     """
 
     severity: Literal["error", "warning"]
@@ -55,6 +56,10 @@ class Report:
     @property
     def errors(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self._findings if finding.severity == "error")
+
+    @property
+    def errors_count(self) -> int:
+        return self._errors
 
     @property
     def warnings(self) -> tuple[Finding, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pistage.core import limits
+from pistage.core.definition.admission import admitted_to_run
 from pistage.core.definition.building import TaskBuilder
 from pistage.core.definition.concurrency import concurrency_field
 from pistage.core.definition.conditions import verdict_of
@@ -37,6 +38,7 @@ def plan_groups(definition: Definition, given: Scope, library: Library, renderer
     page = definition.page
     Counter(library).check(definition)
     needs = needs_of(definition.groups, page)
+    given = admitted_to_run(definition.inputs, given, page, renderer)
     scope = renderer.defaults(definition.with_, given, page, "with of the definition")
     concurrency = _concurrency(definition, scope, renderer)
     expander = Expander(library, renderer)

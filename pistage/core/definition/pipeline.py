@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pistage.core import limits
 from pistage.core.cron import Schedule
+from pistage.core.definition.admission import admitted_to_run
 from pistage.core.definition.building import Budget, TaskBuilder
 from pistage.core.definition.concurrency import concurrency_field
 from pistage.core.definition.environment import environment_field, is_variable
@@ -16,6 +17,7 @@ from pistage.core.definition.fields import (
     list_field,
     map_field,
     name_field,
+    respelled,
     text_field,
     words_field,
     wrong_kind,
@@ -23,7 +25,8 @@ from pistage.core.definition.fields import (
 from pistage.core.definition.findings import Page
 from pistage.core.definition.graph import Needs, checked_needs
 from pistage.core.definition.images import check_image
-from pistage.core.definition.nodes import ListNode, MapNode, Node, ScalarNode, is_null, shortened
+from pistage.core.definition.inputs import inputs_field
+from pistage.core.definition.nodes import ListNode, MapNode, Node, ScalarNode, shortened
 from pistage.core.definition.reservation import reservation_of
 from pistage.core.definition.retries import check_growth
 from pistage.core.definition.schedules import crontab_field
@@ -64,7 +67,7 @@ _SHARED = {"timeout", "retry", "resources", "agent", "services", "user"}
 _PLACING = {"on_partition", "queue_timeout"}
 _PIPELINE = (
     {"name", "description", "pipelineTasks", "networks", "volumes", "startNode", "runOnce", "crontab", "timezone"}
-    | {"priority", "queue", "concurrency"}
+    | {"priority", "queue", "concurrency", "inputs"}
     | _OUTPUT
     | _SHARED
     | _PLACING
@@ -91,10 +94,12 @@ class PipelineParts:
 
 
 def plan_pipeline(root: MapNode, page: Page, given: Scope, renderer: Renderer) -> PipelineParts | None:
-    """The tasks of a pipeline document. It has no templates: parameters of the run are in the environment only."""
-    root = _respelled(root, page)
+    """The tasks of a pipeline document. It has no templates: inputs and parameters are in the environment only."""
+    root = respelled(page, root, _SPELLINGS)
     pipeline_name = name_field(page, root.get("name"), root)
     check_keys(page, root, _PIPELINE, "a pipeline")
+    inputs = inputs_field(page, root.get("inputs"))
+    given = admitted_to_run(inputs, given, page, renderer)
     check_names(given, page, None)
     far = parse_settings(root.without("networks", "volumes", "environment"), page)
     nodes = _task_nodes(root, page)
@@ -116,28 +121,6 @@ def plan_pipeline(root: MapNode, page: Page, given: Scope, renderer: Renderer) -
     )
 
 
-def _respelled(node: MapNode, page: Page) -> MapNode:
-    """The mapping with every key in its first spelling; two spellings of one key are an error."""
-    names = {other: spellings[0] for spellings in _SPELLINGS for other in spellings}
-    entries: dict[str, Node] = {}
-    keys: dict[str, ScalarNode] = {}
-    for key, item in node.entries.items():
-        name = names.get(key, key)
-        if name in entries and is_null(item):
-            continue
-        if name in entries and not is_null(entries[name]):
-            page.error(
-                node.keys[key],
-                "repeated-key",
-                f"'{keys[name].text}' and '{key}' are the same key",
-                "keep one of them",
-            )
-            continue
-        entries[name] = item
-        keys[name] = node.keys[key]
-    return MapNode(entries=entries, keys=keys, line=node.line, column=node.column, path=node.path)
-
-
 def _task_nodes(root: MapNode, page: Page) -> dict[str, MapNode]:
     """The tasks by name."""
     found: dict[str, MapNode] = {}
@@ -149,7 +132,7 @@ def _task_nodes(root: MapNode, page: Page) -> dict[str, MapNode]:
         mapping = map_field(page, item, "a task")
         if mapping is None:
             continue
-        mapping = _respelled(mapping, page)
+        mapping = respelled(page, mapping, _SPELLINGS)
         check_keys(page, mapping, _TASK, "a task")
         name = name_field(page, mapping.get("name"), mapping)
         if name is None:
@@ -214,7 +197,7 @@ class _Pipeline:
         mapping = map_field(page, item, "a step")
         if mapping is None:
             return None
-        node = _respelled(mapping, page)
+        node = respelled(page, mapping, _SPELLINGS)
         check_keys(page, node, _STEP, "a step")
         own = parse_settings(node.without("environment", "workingDir"), page, of_step=True)
         builder.add_constraints(own.constraints)

@@ -16,6 +16,7 @@ from pistage.core.definition.fields import (
     texts_field,
 )
 from pistage.core.definition.findings import Page
+from pistage.core.definition.inputs import Inputs, inputs_field
 from pistage.core.definition.nodes import ListNode, MapNode, Node, Place, ScalarNode, below, is_null
 
 _SHARED = frozenset(
@@ -31,7 +32,7 @@ _STEP = (
     | {"async", "from", "when"}
 )
 _GROUP = SETTINGS | {"steps", "description", "image", "needs", "when"}
-_DEFINITION = SETTINGS | _PLAN | {"name", "description", "uses", "image", "with", "async", "when"}
+_DEFINITION = SETTINGS | _PLAN | {"name", "description", "uses", "image", "inputs", "with", "async", "when"}
 _LEAF = _DEFINITION - {"uses"} | {"dep", "run", "command", "entrypoint", "on"}
 _NO_SETTINGS = MapNode(entries={}, keys={})
 
@@ -70,6 +71,7 @@ class Definition:
     node: MapNode
     page: Page
     groups: tuple[GroupSource, ...]
+    inputs: Inputs | None
     with_: MapNode | None
     is_async: bool
     image: Node | None
@@ -85,6 +87,7 @@ def parse_pistages(root: MapNode, page: Page) -> Definition | None:
     check_keys(page, root, _DEFINITION if has_uses else _LEAF, "a definition")
     is_async = boolean_field(page, root.get("async"), "async")
     with_ = map_field(page, root.get("with"), "with")
+    inputs = inputs_field(page, root.get("inputs"), with_)
     groups = _groups(root, page) if has_uses else _leaf(root, page)
     if name is None or not groups:
         return None
@@ -93,6 +96,7 @@ def parse_pistages(root: MapNode, page: Page) -> Definition | None:
         node=root,
         page=page,
         groups=groups,
+        inputs=inputs,
         with_=with_,
         is_async=is_async,
         image=root.get("image") if has_uses else None,
@@ -104,7 +108,7 @@ def parse_pistages(root: MapNode, page: Page) -> Definition | None:
 
 def _leaf(root: MapNode, page: Page) -> tuple[GroupSource, ...]:
     """P1: a document without `uses` is one group `main` with one step; its other keys are the definition's."""
-    body = root.without("with", "async", "when", "name", *SETTINGS, *_PLAN)
+    body = root.without("inputs", "with", "async", "when", "name", *SETTINGS, *_PLAN)
     step = _step(body, page)
     return () if step is None else (GroupSource(name="main", node=root, steps=(step,)),)
 

@@ -161,6 +161,7 @@ class _Planner:
                     entries[name] = Entry(given_value(value), "given to the run")
             except TemplateError as error:
                 page.error(Place(), error.code, f"the parameter '{shortened(name)}' {error.message}")
+                entries[name] = Entry("", "given to the run", is_unknown=True)
         return Scope(entries)
 
     def _parts(self, root: MapNode, page: Page, given: Scope) -> Parts | None:

@@ -27,11 +27,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What templates of one place see. `is_root` is false inside an action; `is_skipped` where nothing will run."""
+    """What templates of one place see. `is_root` is false inside an action; `is_skipped` where nothing will run.
+
+    `declared` are the names of the definition's inputs: nothing else can be given; None where it declares none.
+    """
 
     entries: Mapping[str, Entry] = field(default_factory=dict)
     is_root: bool = True
     is_skipped: bool = False
+    declared: frozenset[str] | None = None
 
     @property
     def values(self) -> Mapping[str, Value]:
@@ -42,6 +46,10 @@ class Scope:
         """The scope with `entries` above its own, except where its own are binding."""
         kept = {name: entry for name, entry in entries.items() if not self._is_bound(name)}
         return replace(self, entries={**self.entries, **kept}) if kept else self
+
+    def may_take(self, name: str) -> bool:
+        """Whether a parameter of that name can be given."""
+        return self.declared is None or name in self.declared
 
     def _is_bound(self, name: str) -> bool:
         return name in self.entries and self.entries[name].is_binding
@@ -192,16 +200,14 @@ class Renderer:
         if scope.is_skipped or any(scope.entries[name].is_unknown for name in names if name in scope.entries):
             return unknown
         missing = sorted(names - scope.entries.keys())
-        if scope.is_root and not self.is_strict:
+        if scope.is_root and not self.is_strict and all(map(scope.may_take, missing)):
             self.needed.update(dict.fromkeys(missing))
             return unknown
         subject = f"the parameter '{missing[0]}' has no value" if missing else error.message
         if len(missing) > 1:
             subject = f"the parameters {_listed(missing)} have no values"
         known = f"known are {_listed(sorted(scope.entries))}" if scope.entries else "no parameter is known here"
-        hint = (
-            "give it when the run is started, or in 'with'" if scope.is_root else "give it in 'with' beside the 'dep'"
-        )
+        hint = _giving(missing, scope)
         if missing and missing[0][:1].isupper():
             hint = f"{hint}; around braces meant for a command write {{% raw %}}…{{% endraw %}}"
         if missing and (near := get_close_matches(missing[0], sorted(scope.entries), n=1, cutoff=0.75)):
@@ -209,6 +215,17 @@ class Renderer:
         note = page.error if self.is_strict else page.warn
         note(node, "missing-parameter", f"{subject}; {known}", hint)
         return unknown
+
+
+def _giving(missing: Iterable[str], scope: Scope) -> str:
+    """How a parameter that is missing can be had."""
+    strange = [name for name in missing if not scope.may_take(name)]
+    if strange:
+        return f"declare '{shortened(strange[0], 40)}' in 'inputs', or make it of them in 'with'"
+    where = "when the run is started" if scope.is_root else "in 'with' beside the 'dep'"
+    if scope.declared is not None:
+        return f"give it {where}, or give the input a 'default', or make it 'required'"
+    return f"give it {where}, or in 'with'" if scope.is_root else f"give it {where}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -100,6 +100,12 @@ class ActionRoutes:
             },
         )
 
+    async def schema(self, request: web.Request) -> web.Response:
+        """What an action takes, as JSON Schema (2020-12); any object where it declares no inputs."""
+        project = self._context.project_of(request)
+        schema = await self._context.planner.inputs_schema(request.match_info["name"], project)
+        return http.answer_cached(request, schema)
+
     async def delete(self, request: web.Request) -> web.Response:
         """Forget a registered action; runs that exist keep their plans."""
         project = self._context.project_of(request)

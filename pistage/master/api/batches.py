@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pistage import wire
 from pistage.core import codec, limits
 from pistage.core.definition import Actions, Finding, make_plan
+from pistage.core.definition.inputs import FAULT_CODES
 from pistage.core.definition.scope import given_value
 from pistage.core.definition.values import TemplateError
 from pistage.core.plan import Plan
@@ -115,7 +116,12 @@ def _places(error: PistageError) -> Iterator[str]:
     findings = error.details.get("findings")
     for finding in findings if isinstance(findings, list) else []:
         if finding["severity"] == "error":
-            yield _GIVEN.get(finding["code"], "")
+            yield _GIVEN.get(finding["code"], "") or (".with" if _is_of_given_input(finding) else "")
+
+
+def _is_of_given_input(finding: Mapping[str, Any]) -> bool:
+    """The same is said of what a document gives to an action, but there the path leads to a step."""
+    return finding["code"] in FAULT_CODES and str(finding["path"]).startswith("with")
 
 
 class _Made:

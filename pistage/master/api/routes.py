@@ -72,6 +72,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/api/v1/runs/{id}/events", read(EventRoutes(context).events)),
         Route("PUT", "/api/v1/actions/{name}", lead(actions.put)),
         Route("GET", "/api/v1/actions/{name}", read(actions.show)),
+        Route("GET", "/api/v1/actions/{name}/schema", read(actions.schema)),
         Route("DELETE", "/api/v1/actions/{name}", lead(actions.delete)),
         Route("GET", "/api/v1/actions", read(actions.list)),
         Route("POST", "/api/v1/lint", read(actions.lint)),

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pistage.core import limits
-from pistage.core.definition import Actions, ActionText, Finding, Lint, Planned, lint, make_plan
+from pistage.core.definition import Actions, ActionText, Finding, Lint, Planned, inputs_schema, lint, make_plan
 from pistage.errors import Code, PistageError
 from pistage.master.api.batches import Batch, parse_batch, plan_batch
 from pistage.predefined import predefined_actions
@@ -119,6 +119,10 @@ class Planner:
     async def find_action(self, name: str, project: str) -> ActionText:
         """The newest text of a registered action, else the predefined one; `not_found` otherwise."""
         return await self._with_actions(project, lambda actions: _action_named(name, actions))
+
+    async def inputs_schema(self, name: str, project: str) -> dict[str, object]:
+        """The JSON Schema of what an action takes; `not_found` without it."""
+        return await self._with_actions(project, lambda actions: inputs_schema(_action_named(name, actions).text))
 
     async def _with_actions(self, project: str, work: Callable[[Actions], T], *, size: int = 0) -> T:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()

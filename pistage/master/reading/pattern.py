@@ -1,6 +1,6 @@
 """What lines are searched for: a text, or an RE2 expression, which takes time in proportion to what it is held against.
 
-The only importer of re2 on a master. A line is matched as if there were no other: `^` is its beginning, `$` its end,
+The only importer of re2 in this room. A line is matched as if there were no other: `^` is its beginning, `$` its end,
 and nothing matches its newline.
 """
 

@@ -48,6 +48,7 @@ KEY_LIST = """
 name uses run dep with image async on env workdir user timeout retry resources agent volumes networks services needs
 when priority queue steps command entrypoint from pipelineTasks pipeline dependencies startNode crontab authConfig
 environment environmentString alias outputs cpus memory gpus limit backoff reentry failed
+inputs type options pattern default required min max min_length items max_items
 concurrency group overflow on_partition onPartition queue_timeout queueTimeout factor max x
 """
 KEYS = KEY_LIST.split()

@@ -318,7 +318,6 @@ def test_unknown_keys_are_warnings_with_the_nearest_known_one() -> None:
     [
         "outputs",
         "artifacts",
-        "inputs",
         "requirements",
         "matrix",
         "secrets",

@@ -1,0 +1,120 @@
+"""Admission: what is given to a run, or in a `with` beside a `dep`, held against the inputs of the definition.
+
+Without `inputs` everything is let in as it is. What is wrong is told where it was given; the input it was meant for
+then counts as one whose value is not known yet, so that nothing else is told because of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pistage.core import limits
+from pistage.core.definition.findings import Page
+from pistage.core.definition.inputs import Fault, Input, Inputs, check_inputs
+from pistage.core.definition.nodes import ListNode, MapNode, Node, Path, Place, shortened
+from pistage.core.definition.scope import Entry, Renderer, Scope
+from pistage.core.definition.values import Fuel, TemplateError, Value
+
+_GIVEN = Path() / "with"
+_FUEL_PER_CHAR = 4  # a pattern goes through a text in about the time in which a template makes four times as much
+
+
+def admitted_to_run(inputs: Inputs | None, given: Scope, page: Page, renderer: Renderer) -> Scope:
+    """The scope of a document at the root: `given` as its inputs take it, and their defaults.
+
+    Where the parameters are not known, as in lint, inputs that must be given are noted as needed.
+    """
+    if inputs is None:
+        return given
+    declared = inputs.entries
+
+    def tell(fault: Fault) -> None:
+        name = str(fault.at[0]) if fault.at else ""
+        near = declared[name].place if name in declared else inputs.place
+        page.error(Place(line=near.line, column=near.column, path=_path(_GIVEN, fault)), *_said(fault))
+
+    needed = [] if renderer.is_strict else [one for one in declared.values() if one.is_required]
+    renderer.needed.update(dict.fromkeys(one.name for one in needed))
+    return _admitted(inputs, given, renderer.fuel, tell, origin="default of the input", later=needed)
+
+
+def admitted_to_action(
+    inputs: Inputs | None, given: Scope, renderer: Renderer, page: Page, *, name: str, with_: Node | None, dep: Node
+) -> Scope:
+    """The scope of the action `name`, used by `dep` on `page` with `given`, the values of `with_`."""
+    if inputs is None:
+        return given
+
+    def tell(fault: Fault) -> None:
+        at = _place_in(with_, fault) if with_ is not None else dep
+        page.error(at, *_said(fault))
+
+    whose = f" of the action '{shortened(name, 40)}'"
+    return _admitted(inputs, given, renderer.fuel, tell, origin=f"default of the input{whose}", whose=whose)
+
+
+def _admitted(
+    inputs: Inputs,
+    given: Scope,
+    fuel: Fuel,
+    tell: Callable[[Fault], None],
+    *,
+    origin: str,
+    whose: str = "",
+    later: list[Input] | None = None,
+) -> Scope:
+    coming = {name for name, entry in given.entries.items() if entry.is_unknown} | {one.name for one in later or ()}
+    known = {name: entry.value for name, entry in given.entries.items() if not entry.is_unknown}
+    values: dict[str, Value] = {}
+    if inputs.is_sound:
+        try:
+            fuel.spend(sum(_FUEL_PER_CHAR * _chars(value) for value in known.values()))
+        except TemplateError as error:
+            tell(Fault((), error.code, error.message, error.hint or "give less"))
+            coming, known = coming | known.keys(), {}
+        checked = check_inputs(inputs, known, pending=coming, whose=whose)
+        for fault in checked.faults:
+            tell(fault)
+        values |= checked.values
+    entries: dict[str, Entry] = {}
+    for name, one in inputs.entries.items():
+        was_given = given.entries.get(name)
+        if name in values:
+            entries[name] = replace(was_given, value=values[name]) if was_given else Entry(values[name], origin)
+        elif was_given is not None:
+            entries[name] = replace(was_given, is_unknown=True)
+        elif one.is_required or not inputs.is_sound:
+            entries[name] = Entry("", origin, is_unknown=True)
+    return replace(given, entries=entries, declared=frozenset(inputs.entries))
+
+
+def _chars(value: Value) -> int:
+    """Of the texts in a value that a pattern may go through; longer ones are refused before that."""
+    if isinstance(value, str):
+        return min(len(value), limits.INPUT_VALUE_BYTES_MAX)
+    return sum(len(item) for item in value if isinstance(item, str)) if isinstance(value, list | tuple) else 0
+
+
+def _said(fault: Fault) -> tuple[str, str, str]:
+    return fault.code, fault.message, fault.hint
+
+
+def _path(path: Path, fault: Fault) -> Path:
+    for part in fault.at:
+        path /= part
+    return path
+
+
+def _place_in(node: Node, fault: Fault) -> Place:
+    """The value that the fault is about, as near as the document has it; the key, of a name that is not known."""
+    for part in fault.at:
+        if isinstance(node, MapNode) and isinstance(part, str) and part in node.entries:
+            if fault.code == "unknown-input":
+                return node.keys[part]
+            node = node.entries[part]
+        elif isinstance(node, ListNode) and isinstance(part, int) and part < len(node.items):
+            node = node.items[part]
+        else:
+            break
+    return node

@@ -121,7 +121,7 @@ async def test_what_a_run_of_a_batch_is_given_wrongly_is_told_with_its_number(tm
         action = "name: U\nuses: {main: [{dep: N, with: {x: one}}]}\n"
         await api.call("PUT", "/api/v1/actions/N", data=text)
         _, nested = await post(api, {"definition": action, "runs": [{}]})
-        assert nested["detail"].startswith("runs[0]: line 2, column 37, uses.main[0].with.x: ")
+        assert nested["detail"].startswith("runs[0]: line 2, column 34, uses.main[0].with.x: ")
 
 
 def test_equal_parameters_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from pistage.core.definition.document import read_document
 from pistage.core.definition.fields import word_field
-from pistage.core.definition.findings import Report
+from pistage.core.definition.findings import Report, StopError
 from pistage.core.definition.inputs import Inputs, inputs_field, schema_of
 from pistage.core.definition.nodes import MapNode
 
@@ -29,9 +31,10 @@ def _read(text: str | bytes) -> tuple[MapNode, Inputs | None]:
         raise report.refusal()
     root = document.root
     with_ = root.get("with")
-    inputs = inputs_field(
-        report.page(None, document.shifts), root.get("inputs"), with_ if isinstance(with_, MapNode) else None
-    )
+    inputs = None
+    with suppress(StopError):  # enough was found
+        page = report.page(None, document.shifts)
+        inputs = inputs_field(page, root.get("inputs"), with_ if isinstance(with_, MapNode) else None)
     if report.errors:
         raise report.refusal()
     return root, inputs

@@ -234,8 +234,8 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{shortened(name, 40)}'" for name in names[:20]) + more
 
 
-def check_names(scope: Scope, page: Page, node: MapNode | None) -> None:
-    """Every parameter needs a name of its own in the environment, PISTAGE_PARAM_<NAME>."""
+def check_names(scope: Scope, page: Page, node: MapNode | None) -> frozenset[str]:
+    """Every parameter needs a name of its own in the environment, PISTAGE_PARAM_<NAME>; those that have none."""
     if len(scope.entries) > limits.PARAMETERS_MAX:
         page.error(
             node or Place(),
@@ -243,13 +243,15 @@ def check_names(scope: Scope, page: Page, node: MapNode | None) -> None:
             f"there are more than {limits.PARAMETERS_MAX} parameters",
             "use a list",
         )
-        return
+        return frozenset(scope.entries)
     seen: dict[str, str] = {}
+    unusable = set()
     for name in scope.entries:
         variable = _variable_of(name)
         at: Place = node.keys[name] if node is not None and name in node.keys else node or Place()
         if problem := _problem_of_parameter(name):
             page.error(at, "bad-parameter", problem, "a parameter's name is one short line")
+            unusable.add(name)
         elif variable in seen:
             page.error(
                 at,
@@ -257,7 +259,9 @@ def check_names(scope: Scope, page: Page, node: MapNode | None) -> None:
                 f"the parameters '{seen[variable]}' and '{name}' are both {variable} in the environment",
                 "rename one of them",
             )
+            unusable.add(name)
         seen.setdefault(variable, name)
+    return frozenset(unusable)
 
 
 def _variable_of(name: str) -> str:

@@ -58,6 +58,10 @@ class Fuel:
                 "make the text in a step, into a file",
                 "template-too-large",
             )
+        self.burn(size)
+
+    def burn(self, size: int) -> None:
+        """Use as much as `size` bytes of text would, on other work; TemplateError if nothing is left."""
         self._left -= size
         if self._left < 0:
             raise TemplateError(

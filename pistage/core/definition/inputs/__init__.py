@@ -13,12 +13,12 @@ Where there is a choice, it is made so:
 - Null is absent, as everywhere.
 """
 
-from pistage.core.definition.inputs.checking import FAULT_CODES, Checked, Fault, check_inputs
+from pistage.core.definition.inputs.checking import FAULT_CODES, Checked, Fault, chars_in, check_inputs
 from pistage.core.definition.inputs.declaration import Domain, Input, Inputs, InputType
 from pistage.core.definition.inputs.parsing import inputs_field
 from pistage.core.definition.inputs.schema import schema_of
 
 __all__ = [
     "FAULT_CODES", "Checked", "Domain", "Fault", "Input", "InputType", "Inputs",
-    "check_inputs", "inputs_field", "schema_of",
+    "chars_in", "check_inputs", "inputs_field", "schema_of",
 ]  # fmt: skip

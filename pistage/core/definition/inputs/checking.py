@@ -19,6 +19,7 @@ FAULT_CODES = frozenset({WRONG, MISSING, UNKNOWN, TOO_LARGE})
 
 At = tuple[str | int, ...]
 _DIGITS_MAX = 63
+_NEAR_MAX = 10  # names looked for, or options looked through, for the nearest: a third of a millisecond each pair
 _FORBIDDEN = re.compile("[\0\ud800-\udfff]")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 
@@ -51,7 +52,11 @@ def check_inputs(
     """
     values: dict[str, Value] = {}
     faults: list[Fault] = []
-    size = 0
+    size = sum(chars_in(value) for name, value in given.items() if name in declared.entries)
+    if size > limits.INPUTS_BYTES_MAX:  # to hold it all against patterns would take too long
+        message = f"the inputs{whose} have {size} characters together; at most {limits.INPUTS_BYTES_MAX} are taken"
+        faults.append(Fault((), TOO_LARGE, message, "keep data in files"))
+        given, pending = {}, {*pending, *given}
     for name, one in declared.entries.items():
         label = f"the input '{shortened(name)}'{whose}"
         value = given.get(name)
@@ -60,7 +65,6 @@ def check_inputs(
             faults += wrong
             if not wrong:
                 values[name] = made
-                size += _size(made)
         elif name in pending:
             continue
         elif one.default is not None:
@@ -68,20 +72,28 @@ def check_inputs(
         elif one.is_required:
             what = expected(one.domain)
             faults.append(Fault((name,), MISSING, f"{label} is not given", f"give it: {what}"))
+        if len(faults) >= limits.FINDINGS_MAX:
+            break
     strange = [name for name, value in given.items() if name not in declared.entries and value is not None]
-    faults += [_unknown(name, declared, whose) for name in strange[: limits.FINDINGS_MAX]]
-    if size > limits.INPUTS_BYTES_MAX:
-        message = f"the inputs{whose} have {size} bytes together; at most {limits.INPUTS_BYTES_MAX} are taken"
-        faults.append(Fault((), TOO_LARGE, message, "keep data in files"))
+    for number, name in enumerate(strange[: limits.FINDINGS_MAX]):
+        faults.append(_unknown(name, declared, whose, looks_near=number < _NEAR_MAX))
     return Checked(values, tuple(faults[: limits.FINDINGS_MAX]))
 
 
-def _unknown(name: str, declared: Inputs, whose: str) -> Fault:
+def chars_in(value: object) -> int:
+    """How much text a value holds, in itself or as a list."""
+    if isinstance(value, str):
+        return len(value)
+    return sum(len(item) for item in value if isinstance(item, str)) if isinstance(value, list | tuple) else 0
+
+
+def _unknown(name: str, declared: Inputs, whose: str, *, looks_near: bool) -> Fault:
     known = list(declared.entries)
     same = [other for other in known if other.casefold() == name.casefold()]
-    near = same or get_close_matches(name[:60], [other for other in known if len(other) <= 60], 1, 0.6)
-    if near:
-        hint = f"did you mean '{shortened(near[0], 40)}'?"
+    if not same and looks_near:
+        same = get_close_matches(name[:60], [other for other in known if len(other) <= 60], 1, 0.6)
+    if same:
+        hint = f"did you mean '{shortened(same[0], 40)}'?"
     elif name in declared.own_names:
         hint = "it is a value of the definition's own; move it from 'with' to 'inputs' to let it be given"
     elif known:
@@ -139,7 +151,7 @@ def _text_in(domain: Domain, value: object, label: str, at: At) -> tuple[Value, 
         faults.append(Fault(at, WRONG, message, f"it is {came_of(text)}"))
     if domain.pattern is not None and not domain.pattern.matches(text):
         message = f"{label} must match {shortened(domain.pattern.text)}, which {came_of(value)} does not"
-        faults.append(Fault(at, WRONG, message, "correct it; '^' and '$' of the pattern are its beginning and its end"))
+        faults.append(Fault(at, WRONG, message, "give a text in which that is found"))
     return text, faults
 
 
@@ -154,9 +166,7 @@ def _number_in(domain: Domain, value: object, label: str, at: At) -> tuple[Value
     is_less = domain.least is not None and exact < domain.least.value
     is_more = domain.most is not None and exact > domain.most.value
     if is_less or is_more:
-        return None, [
-            _wrong(domain, value, label, at, "give one between them" if _has_both(domain) else "give another")
-        ]
+        return None, [_wrong(domain, value, label, at, "give a larger one" if is_less else "give a smaller one")]
     if domain.options:
         same = [option for option in domain.options if isinstance(option, Number) and option.value == exact]
         if not same:
@@ -335,8 +345,9 @@ def _wrong(domain: Domain, value: object, label: str, at: At, hint: str) -> Faul
 def _nearest_option(text: str, domain: Domain) -> str:
     options = [option for option in domain.options if isinstance(option, str)]
     same = [option for option in options if option.casefold() == text.strip().casefold()]
-    near = same or get_close_matches(text[:60], [option for option in options if len(option) <= 60], 1, 0.6)
-    return f"did you mean '{shortened(near[0], 40)}'?" if near else "choose one of them"
+    if not same and len(options) <= _NEAR_MAX:
+        same = get_close_matches(text[:60], [option for option in options if len(option) <= 60], 1, 0.6)
+    return f"did you mean '{shortened(same[0], 40)}'?" if same else "choose one of them"
 
 
 def _is_between(count: int, least: int | None, most: int | None) -> bool:

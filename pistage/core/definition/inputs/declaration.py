@@ -36,6 +36,11 @@ class Domain:
     length_max: int | None = None
     items: Domain | None = None  # of a list alone
 
+    @property
+    def is_matched(self) -> bool:
+        """Whether a pattern goes through what is given."""
+        return self.pattern is not None or (self.items is not None and self.items.is_matched)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:

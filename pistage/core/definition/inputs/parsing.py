@@ -69,7 +69,7 @@ def inputs_field(page: Page, node: Node | None, with_: MapNode | None = None) ->
     if len(mapping.entries) > limits.INPUTS_MAX:
         page.error(mapping, "too-many-inputs", f"there are more than {limits.INPUTS_MAX} inputs", "use a list")
         return Inputs(is_sound=False, place=mapping)
-    check_names(Scope({name: Entry("", "inputs") for name in mapping.entries}), page, mapping)
+    unusable = check_names(Scope({name: Entry("", "inputs") for name in mapping.entries}), page, mapping)
     own_names = frozenset(name for name, item in with_.entries.items() if not is_null(item)) if with_ else frozenset()
     for name in mapping.entries:
         if with_ is not None and name in with_.entries:
@@ -79,7 +79,7 @@ def inputs_field(page: Page, node: Node | None, with_: MapNode | None = None) ->
                 f"'{shortened(name)}' is both in 'inputs' and in 'with'",
                 f"keep the input; its 'default' says what 'with' did: inputs.{shortened(name, 40)}.default",
             )
-    entries = {name: _input(page, name, mapping) for name in mapping.entries}
+    entries = {name: _input(page, name, mapping) for name in mapping.entries if name not in unusable}
     is_sound = page.report.errors_count == before
     return Inputs(entries=entries, own_names=own_names, is_sound=is_sound, place=mapping)
 
@@ -156,7 +156,7 @@ def _domain(page: Page, node: MapNode, label: str, *, of_items: bool = False) ->
 def _type_of(page: Page, node: MapNode, label: str) -> InputType | None:
     item = node.get("type")
     if item is None:
-        return InputType.STRING if node.get("options") is None else InputType.ENUM
+        return InputType.STRING
     if isinstance(item, ScalarNode):
         if item.text in _TYPES:
             return InputType(item.text)
@@ -233,12 +233,7 @@ def _pattern(page: Page, node: Node | None, label: str) -> Pattern | None:
     try:
         return Pattern(text)
     except PatternError as error:
-        page.error(
-            node,
-            "bad-pattern",
-            f"{label} is no expression: {shortened(str(error), 200)}",
-            "the syntax is that of RE2: https://github.com/google/re2/wiki/Syntax",
-        )
+        page.error(node, "bad-pattern", f"{label} {error.message}", error.hint)
         return None
 
 

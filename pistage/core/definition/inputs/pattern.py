@@ -10,10 +10,16 @@ from __future__ import annotations
 import re2
 
 from pistage.core import limits
+from pistage.core.definition.nodes import shortened
 
 
 class PatternError(Exception):
-    """The text is no expression, or one that is too large: why."""
+    """The text is no expression, or one that is too large: why, and what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
 
 
 class Pattern:
@@ -24,7 +30,7 @@ class Pattern:
     def __init__(self, text: str) -> None:
         size = len(text.encode())
         if size > limits.INPUT_PATTERN_BYTES_MAX:
-            raise PatternError(f"it has {size} bytes; at most {limits.INPUT_PATTERN_BYTES_MAX} are allowed")
+            raise PatternError(f"has {size} bytes; at most {limits.INPUT_PATTERN_BYTES_MAX} are allowed", "shorten it")
         self.text = text
         options = re2.Options()
         options.never_capture = True
@@ -33,8 +39,7 @@ class Pattern:
         try:
             self._expression = re2.compile(text, options)
         except re2.error as error:
-            told = error.args[0] if error.args else "it is no expression"
-            raise PatternError(told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)) from None
+            raise _refused(error.args[0] if error.args else b"") from None
         finally:
             re2.purge()  # which would keep the last 128 of them, and what each has allocated
 
@@ -50,3 +55,11 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"Pattern({self.text!r})"
+
+
+def _refused(told: bytes | str) -> PatternError:
+    reason = told.decode("utf-8", "replace") if isinstance(told, bytes) else told
+    if "too large" in reason:
+        return PatternError("is too large, once what repeats in it is written out", "repeat less in it")
+    hint = "the syntax is that of RE2: https://github.com/google/re2/wiki/Syntax"
+    return PatternError(f"is no expression: {shortened(reason, 200)}", hint)

@@ -70,8 +70,9 @@ def _admitted(
     if inputs.is_sound:
         try:
             fuel.burn(_FUEL_PER_CHAR * min(_chars_to_match(inputs, known), limits.INPUTS_BYTES_MAX))
-        except TemplateError as error:
-            tell(Fault((), error.code, error.message, error.hint or "give less"))
+        except TemplateError:
+            message = "the patterns of all inputs would go through more text than one plan may cost"
+            tell(Fault((), "inputs-too-large", message, "give shorter texts, or fewer"))
             coming, known = coming | known.keys(), {}
         checked = check_inputs(inputs, known, pending=coming, whose=whose)
         for fault in checked.faults:

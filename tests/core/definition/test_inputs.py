@@ -334,6 +334,9 @@ def test_lint_lists_what_must_be_given_and_asks_for_nothing_else() -> None:
 def test_lint_tells_what_a_dep_is_given_wrongly() -> None:
     found = lint(USE % ", dry: maybe", actions=library(ACTIONS))
     assert [(finding.severity, finding.path) for finding in found.findings] == [("error", "uses.main[0].with.dry")]
+    found = lint(USE % ", tga: '{{ .later }}', dry: '{{ .later }}'", actions=library(ACTIONS))
+    assert [(finding.code, finding.path) for finding in found.findings] == [("unknown-input", "uses.main[0].with.tga")]
+    assert found.parameters_needed == ("later",)
 
 
 def test_lint_warns_of_a_template_that_no_input_can_fill() -> None:
@@ -402,7 +405,7 @@ def test_patterns_cost_of_what_a_plan_may_spend() -> None:
     steps = "".join(f"    - {{dep: P, with: {{x: {'ab' * 25_000}}}}}\n" for _ in range(20))
     top = "".join("    - {dep: Q}\n" for _ in range(20))
     findings = refused(f"name: a\nuses:\n  main:\n{top}", actions | {"Q": f"name: Q\nuses:\n  main:\n{steps}"})
-    assert "template-too-large" in {finding["code"] for finding in findings}
+    assert {finding["code"] for finding in findings} == {"inputs-too-large"}
 
 
 # --- JSON Schema ---------------------------------------------------------------------------------------------------

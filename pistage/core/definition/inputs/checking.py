@@ -74,7 +74,8 @@ def check_inputs(
             faults.append(Fault((name,), MISSING, f"{label} is not given", f"give it: {what}"))
         if len(faults) >= limits.FINDINGS_MAX:
             break
-    strange = [name for name, value in given.items() if name not in declared.entries and value is not None]
+    coming = [*(name for name, value in given.items() if value is not None), *pending]
+    strange = [name for name in dict.fromkeys(coming) if name not in declared.entries]
     for number, name in enumerate(strange[: limits.FINDINGS_MAX]):
         faults.append(_unknown(name, declared, whose, looks_near=number < _NEAR_MAX))
     return Checked(values, tuple(faults[: limits.FINDINGS_MAX]))

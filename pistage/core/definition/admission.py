@@ -14,7 +14,7 @@ from pistage.core.definition.findings import Page
 from pistage.core.definition.inputs import Fault, Input, Inputs, chars_in, check_inputs
 from pistage.core.definition.nodes import ListNode, MapNode, Node, Path, Place, shortened
 from pistage.core.definition.scope import Entry, Renderer, Scope
-from pistage.core.definition.values import Fuel, TemplateError, Value
+from pistage.core.definition.values import Fuel, TemplateError, Value, value_of
 
 _GIVEN = Path() / "with"
 _FUEL_PER_CHAR = 32  # of a text that a pattern goes through: most at 100 MB/s, the worst of them at 100 KB/s
@@ -54,6 +54,22 @@ def admitted_to_action(
     return _admitted(inputs, given, renderer.fuel, tell, origin=f"default of the input{whose}", whose=whose)
 
 
+def check_scheduled(inputs: Inputs | None, node: Node | None, page: Page, renderer: Renderer) -> None:
+    """Hold the `with` of each schedule of a document against its inputs; more may be given when the schedule is set."""
+    if inputs is None:
+        return
+    for item in node.items if isinstance(node, ListNode) else (node,):
+        with_ = item.get("with") if isinstance(item, MapNode) else None
+        if not isinstance(with_, MapNode):
+            continue
+        given = {name: value_of(value) for name, value in with_.entries.items()}
+
+        def tell(fault: Fault, with_: MapNode = with_) -> None:
+            page.error(_place_in(with_, fault), *_said(fault))
+
+        _sound_values(inputs, given, set(inputs.entries), renderer.fuel, tell)
+
+
 def _admitted(
     inputs: Inputs,
     given: Scope,
@@ -66,18 +82,7 @@ def _admitted(
 ) -> Scope:
     coming = {name for name, entry in given.entries.items() if entry.is_unknown} | {one.name for one in later or ()}
     known = {name: entry.value for name, entry in given.entries.items() if not entry.is_unknown}
-    values: dict[str, Value] = {}
-    if inputs.is_sound:
-        try:
-            fuel.burn(_FUEL_PER_CHAR * min(_chars_to_match(inputs, known), limits.INPUTS_BYTES_MAX))
-        except TemplateError:
-            message = "the patterns of all inputs would go through more text than one plan may cost"
-            tell(Fault((), "inputs-too-large", message, "give shorter texts, or fewer"))
-            coming, known = coming | known.keys(), {}
-        checked = check_inputs(inputs, known, pending=coming, whose=whose)
-        for fault in checked.faults:
-            tell(fault)
-        values |= checked.values
+    values = _sound_values(inputs, known, coming, fuel, tell, whose=whose)
     entries: dict[str, Entry] = {}
     for name, one in inputs.entries.items():
         was_given = given.entries.get(name)
@@ -88,6 +93,30 @@ def _admitted(
         elif one.is_required or not inputs.is_sound:
             entries[name] = Entry("", origin, is_unknown=True)
     return replace(given, entries=entries, declared=frozenset(inputs.entries))
+
+
+def _sound_values(
+    inputs: Inputs,
+    known: Mapping[str, Value],
+    coming: set[str],
+    fuel: Fuel,
+    tell: Callable[[Fault], None],
+    *,
+    whose: str = "",
+) -> Mapping[str, Value]:
+    """The values of inputs that are right, by default or as given; every fault is told."""
+    if not inputs.is_sound:
+        return {}
+    try:
+        fuel.burn(_FUEL_PER_CHAR * min(_chars_to_match(inputs, known), limits.INPUTS_BYTES_MAX))
+    except TemplateError:
+        message = "the patterns of all inputs would go through more text than one plan may cost"
+        tell(Fault((), "inputs-too-large", message, "give shorter texts, or fewer"))
+        coming, known = coming | known.keys(), {}
+    checked = check_inputs(inputs, known, pending=coming, whose=whose)
+    for fault in checked.faults:
+        tell(fault)
+    return checked.values
 
 
 def _chars_to_match(inputs: Inputs, given: Mapping[str, Value]) -> int:

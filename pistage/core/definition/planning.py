@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from pistage.core import limits
 from pistage.core.codec import to_json
+from pistage.core.definition.admission import check_scheduled
 from pistage.core.definition.document import Document, read_document
 from pistage.core.definition.fields import count_field, name_field
 from pistage.core.definition.findings import Finding, Page, Report, StopError
@@ -185,6 +186,7 @@ class _Planner:
             return None
         grouped = plan_groups(definition, given, self.library, self.renderer)
         self.images_missing = tuple(grouped.images_missing)
+        check_scheduled(definition.inputs, root.get("schedule"), page, self.renderer)
         return Parts(
             tasks=grouped.tasks,
             needs=grouped.needs,

@@ -358,6 +358,17 @@ def test_a_template_in_a_default_is_warned_of_and_stays_as_it_is() -> None:
     assert [step.script for step in task.steps()] == ["echo {{ .y }}"]
 
 
+def test_what_a_schedule_gives_is_held_against_the_inputs_too() -> None:
+    schedule = "schedule:\n  - '@daily'\n  - {cron: '@hourly', with: {replicas: %s, hosts: [a], dry: null}}\n"
+    found = lint(DEPLOY + schedule % "3", actions=None)
+    assert (found.findings, found.parameters_needed) == ((), ("env",))
+    found = lint(DEPLOY + schedule % "30, tga: 1", actions=None)
+    assert [(finding.path, finding.line) for finding in found.findings] == [
+        ("schedule[1].with.replicas", 14),
+        ("schedule[1].with.tga", 14),
+    ]
+
+
 # --- the pipeline dialect ----------------------------------------------------------------------------------------
 
 

@@ -205,6 +205,27 @@ def test_a_text_and_the_value_it_spells_make_the_same_plan() -> None:
     )
 
 
+@pytest.mark.parametrize(("given", "written"), [("1.50", "1.50"), (" .5 ", "0.5"), ("+3", "3"), ("0x10", "16")])
+def test_a_number_is_written_as_it_came_where_json_has_it_so(given: str, written: str) -> None:
+    text = (
+        "name: a\nimage: i\ninputs: {n: {type: number}, l: {type: list, items: number}}\nrun: echo {{ .n }} {{ .l }}\n"
+    )
+    assert only_step(text, n=given, l=given).script == f"echo {written} [{written}]"
+
+
+def test_what_has_a_default_need_not_be_given_although_it_is_required() -> None:
+    text = "name: a\nimage: i\ninputs: {x: {required: true, default: y}}\nrun: echo {{ .x }}\n"
+    assert [finding.code for finding in planned(text).findings] == ["no-effect"]
+    assert only_step(text).script == "echo y"
+    assert (lint(text, actions=None).parameters_needed, inputs_schema(text)["required"]) == ((), [])
+
+
+@pytest.mark.parametrize("inputs", ["", "inputs: {x: {required: true}}\n"])
+def test_a_value_that_no_document_could_hold_is_told_once(inputs: str) -> None:
+    text = f"name: a\nimage: i\n{inputs}run: echo {{{{ .x }}}}\n"
+    assert [finding["code"] for finding in refused(text, None, {"x": 10**70})] == ["bad-parameter"]
+
+
 def test_a_null_is_as_good_as_nothing() -> None:
     assert only_step(DEPLOY, env="staging", tag=None, nothing=None).script == "deploy staging v1 2 false a b"
     assert [finding["code"] for finding in refused(DEPLOY, None, {"env": None})] == ["missing-input"]

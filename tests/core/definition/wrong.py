@@ -3383,7 +3383,7 @@ WRONG = (
     ),
     Wrong(
         "input_pattern_large",
-        "name: a\nimage: alpine\nrun: x\ninputs: {tag: {pattern: '((a{100}){9})(\\pL{99}){9}'}}\n",
+        "name: a\nimage: alpine\nrun: x\ninputs: {tag: {pattern: '(\\pL{1,10}){1,4}'}}\n",
         (
             (
                 "error",

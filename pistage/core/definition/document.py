@@ -100,10 +100,11 @@ def _read(text: str) -> Document:
 def _strict_fault(text: str) -> UnreadableError:
     """The fault that the text as it came has, rather than that of a text half repaired."""
     try:
-        read_yaml(text)
+        read = read_yaml(text)
     except UnreadableError as fault:
         return fault
-    raise AssertionError("a text that reads strictly was refused")
+    brace = read.braces[0]  # without one it would not have been repaired: `{a: {{}, b}}` is worse for quotes
+    return _unclosed(brace.line, brace.column)
 
 
 def _read_tolerant(text: str) -> Document:

@@ -139,6 +139,7 @@ class _YamlReader:
             and isinstance(self._last, yaml.MappingStartEvent)
             and bool(self._last.flow_style)
             and _index_of(self._last) + 1 == _index_of(event)
+            and self._text.startswith("{{", _index_of(self._last))  # and no `?`, with which a mapping of one key begins
         )
 
     def _skip_braces(self, parser: Any) -> None:

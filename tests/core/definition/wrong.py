@@ -3798,6 +3798,38 @@ WRONG = (
             ),
         ),
     ),
+    Wrong(
+        "braces_that_are_a_key",
+        "name: a\nimage: alpine\nrun: x\nenv: {a: {{}, b}}\n",
+        (
+            (
+                "error",
+                "unquoted-template",
+                None,
+                4,
+                10,
+                "",
+                "a value begins with '{{' without quotes, which is a mapping to YAML",
+                "put the value in quotes",
+            ),
+        ),
+    ),
+    Wrong(
+        "a_mapping_as_a_key_in_a_list",
+        "name: a\nimage: alpine\nrun: x\nagent: [?{b: c}]\n",
+        (
+            (
+                "error",
+                "bad-key",
+                None,
+                4,
+                10,
+                "agent[0]",
+                "a key must be a text, not a mapping or a list",
+                "quote the key if it is meant as text",
+            ),
+        ),
+    ),
 )
 
 #: What the documents may depend on.

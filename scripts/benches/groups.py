@@ -114,11 +114,12 @@ class Group(ABC):
 
     def cpu_s(self) -> float:
         """User and system time of the three, since each began."""
-        ticks = 0
-        for process in self._processes.values():
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / _TICKS_PER_S
+        return sum(map(self.cpu_of, self._processes))
+
+    def cpu_of(self, node: int) -> float:
+        """The same, of one."""
+        fields = Path(f"/proc/{self._processes[node].pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
     def memory_mib(self, node: int) -> tuple[float, float]:
         """Resident now, and at most."""

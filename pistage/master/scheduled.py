@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from sqlite3 import Row
 from typing import Any, Final
 
 from pistage.core import codec
 from pistage.core.cron import Schedule
+from pistage.errors import PistageError
 from pistage.master.state import Snapshot
+
+log = logging.getLogger(__name__)
 
 _READ_AT_ONCE: Final = 1_000
 
@@ -35,7 +39,7 @@ async def enabled(snapshot: Snapshot) -> list[Scheduled]:
     found: list[Scheduled] = []
     last = ""
     while rows := await snapshot.rows(f"{_ENABLED} AND id > ? ORDER BY id LIMIT {_READ_AT_ONCE}", (last,)):
-        found.extend(_scheduled(row) for row in rows)
+        found.extend(_readable(rows))
         last = rows[-1]["id"]
     return found
 
@@ -43,7 +47,7 @@ async def enabled(snapshot: Snapshot) -> list[Scheduled]:
 async def enabled_among(snapshot: Snapshot, schedule_ids: Collection[str]) -> list[Scheduled]:
     """Those of these that are there and not paused."""
     sql = f"{_ENABLED} AND id IN (SELECT value FROM json_each(?))"
-    return [_scheduled(row) for row in await snapshot.rows(sql, (json.dumps(sorted(schedule_ids)),))]
+    return list(_readable(await snapshot.rows(sql, (json.dumps(sorted(schedule_ids)),))))
 
 
 async def source_of(snapshot: Snapshot, schedule_id: str) -> str:
@@ -56,6 +60,12 @@ SELECT id, project, name, fence, decided_until, spec, action, start_node, sha256
 """
 
 
-def _scheduled(row: Row) -> Scheduled:
-    fields: dict[str, Any] = dict(row)
-    return Scheduled(schedule=codec.from_json(Schedule, fields.pop("spec")), **fields)
+def _readable(rows: Iterable[Row]) -> Iterator[Scheduled]:
+    for row in rows:
+        fields: dict[str, Any] = dict(row)
+        try:
+            schedule = codec.from_json(Schedule, fields.pop("spec"))
+        except PistageError as error:  # a row that cannot be read must not stop the others
+            log.error("schedule=%s does not fire: %s", row["name"], error)
+        else:
+            yield Scheduled(schedule=schedule, **fields)

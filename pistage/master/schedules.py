@@ -93,8 +93,8 @@ class Schedules:
         replica.on_applied(self._note)
 
     def _note(self, outcome: Outcome) -> None:
-        if outcome.has_new_actions:
-            self._plans.clear()
+        if outcome.has_new_actions:  # of which some may be made; what is being made now is kept among the old ones
+            self._plans = _Plans()
         if self._is_serving and outcome.schedules:
             self._changed.update(outcome.schedules)
             self._news.set()
@@ -107,7 +107,8 @@ class Schedules:
         self._is_serving, self._since = True, self._replica.now_ms()
         try:
             async with self._replica.reader.snapshot() as snapshot:
-                await self._learn(await scheduled.enabled(snapshot))
+                there = await scheduled.enabled(snapshot)
+            await self._learn(there)
             while True:
                 self._news.clear()
                 await self._follow_changes()
@@ -192,8 +193,8 @@ class Schedules:
         return {entry.about.id: result for entry, result in zip(entries, results, strict=True)}
 
     async def _plan(self, about: Scheduled) -> _Made | PistageError:
-        key = _key_of(about)
-        if (made := self._plans.get(key)) is not None:
+        key, plans = _key_of(about), self._plans
+        if (made := plans.get(key)) is not None:
             return made
         async with self._replica.reader.single() as snapshot:
             source = await scheduled.source_of(snapshot, about.id)
@@ -202,9 +203,12 @@ class Schedules:
             planned, text = await self._planner.plan(submission, about.project)
         except PistageError as refusal:
             return refusal
+        except Exception as bug:  # of ours; else it would end one leader after the other
+            log.exception("schedule=%s its plan cannot be made", about.name)
+            return PistageError(Code.INTERNAL, f"its plan cannot be made: {type(bug).__name__}")
         plan = FirePlan(plan=planned.plan, source=text if about.action is not None else "")
         made = _Made(plan, len(codec.to_json(Plan, planned.plan)) + len(plan.source))
-        self._plans.keep(key, made)
+        plans.keep(key, made)
         return made
 
     async def _decide(self, due: Sequence[tuple[_Entry, Due]], made: dict[str, _Made | PistageError]) -> None:
@@ -280,11 +284,6 @@ class _Plans:
         while self._size > _PLANS_BYTES_MAX:
             _, oldest = self._kept.popitem(last=False)
             self._size -= oldest.size
-
-    def clear(self) -> None:
-        """An action has changed, of which some of them may be made."""
-        self._kept.clear()
-        self._size = 0
 
 
 def _key_of(about: Scheduled) -> str:

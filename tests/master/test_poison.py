@@ -3,8 +3,13 @@
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from pistage import wire
+from pistage.core.definition import Planned
+from pistage.master.api.submissions import Planner, Submission
 from tests.master.fakes import a_master, an_agent
+from tests.master.test_schedules import until_fired
 
 
 def poison(data_dir: Path, statement: str) -> None:
@@ -55,3 +60,26 @@ async def test_an_agent_whose_row_cannot_be_read_stops_nobody_else(tmp_path: Pat
     async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
         run = await api.submit()
         assert (await agent.receive(wire.Assign)).run_id == run["id"]
+
+
+@pytest.mark.slow
+async def test_a_schedule_that_cannot_be_read_or_planned_stops_neither_the_leader_nor_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "name: {0}\nschedule: '* * * * * *'\nimage: busybox\nrun: echo\n"
+    async with a_master(tmp_path) as api:
+        for name in ("unreadable", "bug", "healthy"):
+            assert (await api.call("POST", "/api/v1/runs", data=text.format(name)))[0] == 201
+    poison(tmp_path, "UPDATE schedule SET spec = '{' WHERE name = 'unreadable'")
+    plan = Planner.plan
+
+    async def stumble(planner: Planner, submission: Submission, project: str) -> tuple[Planned, str]:
+        if "name: bug" in str(submission.text):
+            raise AssertionError("a bug of ours")
+        return await plan(planner, submission, project)
+
+    monkeypatch.setattr(Planner, "plan", stumble)
+    async with a_master(tmp_path) as api:
+        await until_fired(api, "healthy", lambda found: found[0]["outcome"] == "ran")
+        (*_, last) = await until_fired(api, "bug", lambda found: found[0]["outcome"] == "failed")
+        assert last["reason"] == "its plan cannot be made: AssertionError"

@@ -36,7 +36,7 @@ async def until_fired(
 ) -> list[dict[str, Any]]:
     """What became of its times, the first one first, once that is enough; they are told of once a second at most."""
     async with asyncio.timeout(20):
-        while not is_enough(found := await fires(api, name)):  # noqa: ASYNC110
+        while not (found := await fires(api, name)) or not is_enough(found):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return found[::-1]
 

@@ -107,8 +107,8 @@ async def assignments(
 
 
 _ASSIGNMENTS = """
-SELECT attempt.id, attempt.fence, attempt.number, run.id AS run_id, run.number AS run_number, run.name, run.plan,
-  task.spec, (SELECT value FROM meta WHERE key = 'cluster_id') AS cluster_id
+SELECT attempt.id, attempt.fence, attempt.number, run.id AS run_id, run.number AS run_number, run.name, run.nominal,
+  run.plan, task.spec, (SELECT value FROM meta WHERE key = 'cluster_id') AS cluster_id
 FROM json_each(?) AS asked JOIN attempt ON attempt.id = asked.value AND attempt.state = 'queued'
 JOIN run ON run.id = attempt.run_id
 JOIN task ON task.run_id = attempt.run_id AND task.position = attempt.position
@@ -129,6 +129,7 @@ def _assignment(row: Row) -> wire.Assign:
         task=task,
         networks=head.networks,
         volumes=head.volumes,
+        scheduled_at=row["nominal"],
         masks=task.credentials(),
     )
 

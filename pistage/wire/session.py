@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pistage.core import codec, limits
 from pistage.core.commands import AttemptEvent
-from pistage.core.model import INSTANT_MAX, AgentInfo
+from pistage.core.model import INSTANT_MAX, AgentInfo, Instant
 from pistage.core.plan import Network, Task, Volume
 from pistage.errors import Code, PistageError
 from pistage.wire.codecs import Codec, compress, decompress
@@ -168,6 +168,7 @@ class Assign:
     task: Task
     networks: tuple[Network, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    scheduled_at: Instant | None = None  # the time of its schedule that the run is for, milliseconds UTC
     masks: tuple[str, ...] = ()  # what must not be seen in the output, in any of its usual spellings
 
 

@@ -108,9 +108,12 @@ async def test_the_environment_of_a_step(master: FakeMaster) -> None:
         env={"A": "a b", "PISTAGE_FENCE": "999", "PISTAGE_EVIL": "x"},
         parameters=(Parameter(name="b.c", value="$(touch /tmp/x)", origin="given to the run"),),
     )
-    end = await master.run(task(step, script('echo "[$PISTAGE_EVIL]"', id="2")), number=3)
+    other = script('echo "[$PISTAGE_EVIL$PISTAGE_SCHEDULED_AT]"', id="2")
+    end = await master.run(task(step, other), number=3)
     assert master.stdout(end.attempt_id) == f"a b|$(touch /tmp/x)|7|a task|3|{end.fence}|1\n".encode()
     assert master.stdout(end.attempt_id, "2") == b"[]\n"
+    end = await master.run(task(script("echo $PISTAGE_SCHEDULED_AT")), scheduled_at=1_795_400_100_000)
+    assert master.stdout(end.attempt_id) == b"2026-11-23T02:15:00Z\n"
 
 
 async def test_nothing_is_to_be_read_from_stdin(master: FakeMaster) -> None:

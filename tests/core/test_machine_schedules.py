@@ -287,3 +287,14 @@ def test_what_is_removed_leaves_its_runs_and_nothing_else(cluster: Cluster) -> N
     cluster.apply(s.DeleteSchedule(at=1, project="default", name="night"))
     assert cluster.db.execute("SELECT COUNT(*) FROM fire").fetchone() == (0,)
     assert runs(cluster) == [("id-night", HOUR, "queued")]
+
+
+def test_a_run_that_is_retried_is_for_the_same_time_and_none_of_the_schedules_own(cluster: Cluster) -> None:
+    cluster.register()
+    put(cluster)
+    fire(cluster, HOUR)
+    cluster.run_to("main", DONE, f"run-night-{HOUR}")
+    retried = c.RetryRun(at=cluster.now, run_id="again", retry_of=f"run-night-{HOUR}", owner="o")
+    assert cluster.apply(retried).error is None
+    row = cluster.db.execute("SELECT nominal, schedule_id, concurrency FROM run WHERE id = 'again'").fetchone()
+    assert row == (HOUR, None, "default/schedule night")

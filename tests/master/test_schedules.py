@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pistage import wire
 from pistage.core import limits
 from tests.master.fakes import Api, a_master, an_agent
 from tests.master.test_retry import work
@@ -75,7 +76,10 @@ async def test_a_time_makes_a_run_that_says_for_which_time_it_is(tmp_path: Path)
         assert before <= datetime.fromisoformat(fire["nominal"]) <= datetime.fromisoformat(fire["at"])
         run = await api.run(fire["run"]["id"])
         assert run["started_by"] == {"kind": "schedule", "name": "tick", "nominal": fire["nominal"], "run": None}
-        await work(agent, b"now\n")
+        assign = await agent.receive(wire.Assign)
+        assert assign.scheduled_at == datetime.fromisoformat(fire["nominal"]).timestamp() * 1000
+        await agent.accept(assign)
+        await agent.finish(assign)
         assert (await api.ended(run["id"]))["state"] == "succeeded"
         _, plan = await api.call("GET", f"/api/v1/runs/{run['id']}/plan")
         assert "echo now" in json.dumps(plan)

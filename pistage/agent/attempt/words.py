@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from pistage.agent.masking import Masks
 from pistage.agent.runtimes.base import Exit
@@ -76,7 +77,7 @@ def seconds(amount: float) -> str:
 def environment(assign: Assign, step: Step, agent: str) -> Mapping[str, str]:
     """A step's environment beside what its image sets; nothing of the document's own can be called PISTAGE_*."""
     own = {name: value for name, value in step.env.items() if not name.startswith(_RESERVED)}
-    return environment_of(replace(step, env=own)) | {
+    known = {
         "PISTAGE_RUN_ID": assign.run_id,
         "PISTAGE_RUN_NUMBER": str(assign.run_number),
         "PISTAGE_RUN_NAME": assign.run_name,
@@ -86,3 +87,7 @@ def environment(assign: Assign, step: Step, agent: str) -> Mapping[str, str]:
         "PISTAGE_FENCE": str(assign.fence),
         "PISTAGE_AGENT": agent,
     }
+    if assign.scheduled_at is not None:
+        moment = datetime.fromtimestamp(assign.scheduled_at / 1000, UTC)
+        known["PISTAGE_SCHEDULED_AT"] = moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return environment_of(replace(step, env=own)) | known

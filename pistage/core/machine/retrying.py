@@ -13,10 +13,10 @@ from pistage.errors import Code, PistageError
 
 _SOURCE = "SELECT project, name, number, state, plan FROM run WHERE id = ?"
 _COPY_RUN = """
-INSERT INTO run (id, project, name, number, owner, started_by, state, reason, priority, queue, concurrency,
+INSERT INTO run (id, project, name, number, owner, started_by, nominal, state, reason, priority, queue, concurrency,
                  concurrency_limit, retry_of, notes, is_pinned, output_dropped_reason, created_at, plan, source)
-SELECT ?, project, name, ?, ?, ?, 'queued', '', priority, queue, concurrency, concurrency_limit, id, '[]', 0, '', ?,
-       plan, source
+SELECT ?, project, name, ?, ?, ?, nominal, 'queued', '', priority, queue, concurrency, concurrency_limit, id, '[]', 0,
+       '', ?, plan, source
 FROM run WHERE id = ?
 """
 _COPY_TASKS = """

@@ -54,6 +54,16 @@ def _as_seconds(value: object) -> object:
     return value
 
 
+def _as_document(value: object) -> object:
+    """What a flag or a variable holds of a key with structure is YAML, as it stands in a file."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from None
+
+
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Labels = Annotated[dict[str, str], BeforeValidator(_as_mapping)]
 Bytes = Annotated[int, BeforeValidator(_as_bytes), Field(ge=0)]
@@ -63,6 +73,23 @@ Wait = Annotated[float, BeforeValidator(_as_seconds), Field(ge=0)]  # 0: not at 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Interpretation(_Section):
+    """What a master says of a language of scripts; what it leaves out is as it is without it."""
+
+    image: str | None = Field(None, max_length=500)
+    command: Strings | None = None
+    endings: Strings | None = None
+    installer: Literal["pip", "npm", "none"] | None = None
+
+
+class Interpreter(_Section):
+    """What an agent says of a language of scripts: its own interpreter, and where requirements come from."""
+
+    command: Strings | None = None
+    packages: Path | None = None
+    index: str | None = Field(None, max_length=500)
 
 
 class MasterConfig(_Section):
@@ -108,6 +135,11 @@ class MasterConfig(_Section):
         7 * 86400.0, description="how long after the end of a run masters keep output themselves that is in the archive"
     )
     projects: Strings = Field(("default",), description="projects that runs and actions may name")
+    languages: Annotated[dict[str, Interpretation], BeforeValidator(_as_document)] = Field(
+        default_factory=dict,
+        description="of scripts, by name: image, command, endings of files, installer (pip, npm or none); python,"
+        " node, sh and bash are known; the same on every master",
+    )
 
 
 class AgentConfig(_Section):
@@ -136,6 +168,11 @@ class AgentConfig(_Section):
         30.0, description="how long an agent that is stopped by SIGTERM waits for the work it has; it takes no more"
     )
     pull_timeout: Seconds = Field(1800.0, description="how long a pull may take")
+    languages: Annotated[dict[str, Interpreter], BeforeValidator(_as_document)] = Field(
+        default_factory=dict,
+        description="of scripts, by name: command (the interpreter, where no image brings one), packages (a directory"
+        " that requirements come from), index (a URL that they come from)",
+    )
     output_wait: Seconds = Field(
         120.0, description="how long output that no master can keep may hold a step up before the step fails"
     )

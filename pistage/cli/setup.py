@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import BaseModel
 
 from pistage import __version__
 from pistage.cli import options, output
@@ -66,6 +67,11 @@ def _shown(key: str, value: Any) -> Any:
         return "***"
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, dict):  # of models, some
+        return {
+            name: one.model_dump(mode="json", exclude_none=True) if isinstance(one, BaseModel) else one
+            for name, one in value.items()
+        }
     return list(value) if isinstance(value, tuple) else value
 
 

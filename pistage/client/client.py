@@ -90,6 +90,14 @@ class Client:
         headers = {"Idempotency-Key": request_key or wire.new_id()}
         return cast(dict[str, Any], await self._post("/runs/batch", body, headers=headers))
 
+    async def submit_script(self, body: Mapping[str, Any], *, request_key: str | None = None) -> Run:
+        """Submit {"script": code}, and beside it the keys of a definition with a script alone; the run it made.
+
+        `request_key` is as for `submit_run`.
+        """
+        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        return cast(Run, await self._post("/scripts", body, headers=headers))
+
     async def fetch_run(self, run: str) -> Run:
         """The run of this id, unique prefix of an id, or `name#number`."""
         return cast(Run, await self._get(_run_path(run)))

@@ -26,6 +26,8 @@ class Demand:
     whole: Resources
     needs_images: bool = False
     needs_containers: bool = False
+    languages: tuple[str, ...] = ()  # of its scripts: who runs them without an image has interpreters for them all
+    lacks_image: bool = False  # for the language of a script none is known
     constraints: tuple[Constraint, ...] = ()
 
 
@@ -67,7 +69,9 @@ def _demand(task: Task, gang: Iterable[Task]) -> Demand:
             memory_bytes=max(one.resources.memory_bytes or 0 for one in members),
             gpus=max(one.resources.gpus for one in members),
         ),
-        needs_images=any(context.image for one in members for context in one.contexts),
+        needs_images=any(one.needs_image(context) for one in members for context in one.contexts),
+        languages=tuple(sorted({step.program.language for one in members for step in one.steps() if step.program})),
+        lacks_image=any(context.language and not context.image for one in members for context in one.contexts),
         needs_containers=any(
             one.services or any(context.networks for context in one.contexts) for one in members
         ),
@@ -91,9 +95,14 @@ def misfits(demand: Demand, info: AgentInfo) -> Iterator[str]:
 
 def mismatches(demand: Demand, info: AgentInfo) -> Iterator[str]:
     """The same, but for the agent's size."""
-    if demand.needs_images and "docker" not in info.runtimes and not info.ignores_images:
+    has_engine = "docker" in info.runtimes
+    if demand.needs_images and not has_engine and not info.ignores_images:
         yield "has no engine to run images with"
-    if demand.needs_containers and "docker" not in info.runtimes:
+    if demand.languages and not has_engine:
+        yield from (f"has no interpreter for {name}" for name in demand.languages if name not in info.languages)
+    if demand.lacks_image and has_engine:
+        yield "runs images, and the masters know none for the language of a script"
+    if demand.needs_containers and not has_engine:
         yield "has no engine for networks, volumes and services"
     for constraint in demand.constraints:
         if not is_met(constraint, info.labels):

@@ -101,6 +101,7 @@ class AgentInfo:
     runtimes: tuple[str, ...]
     capacity: Capacity
     labels: Mapping[str, str] = field(default_factory=dict)
+    languages: tuple[str, ...] = ()  # of scripts that it can run without an image
     ignores_images: bool = False  # `dev` without an engine: steps run in a sandbox and the run says so
 
 

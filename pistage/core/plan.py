@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator
 
 from pistage.core import limits
+from pistage.core.languages import Installer
 
 
 class When(StrEnum):
@@ -154,10 +155,14 @@ class Service:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """A container to be made for one or more steps. `id` is unique in its task: "c1", "c2", …"""
+    """A container to be made for one or more steps. `id` is unique in its task: "c1", "c2", …
+
+    With `language`, nobody named the image: it is that language's, "" where none is known (see `Task.needs_image`).
+    """
 
     id: str
     image: str
+    language: str | None = None
     auth: RegistryAuth | None = None
     resources: Resources = Resources()
     networks: tuple[Attachment, ...] = ()
@@ -165,10 +170,28 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One command. Exactly one of `script` (/bin/sh -e) and `command`-with-`entrypoint` says what runs.
+class Program:
+    """What the key `script:` of a document brings: a text for an interpreter. No shell and no template ever sees it.
 
-    With `script` None the context's image runs with `entrypoint` and `command`, each None for the image's own.
+    `command` runs a file in the context's image; an agent without images has words of its own for the `language`.
+    """
+
+    language: str
+    text: str
+    ending: str = ""  # of the name of the file that the text becomes: ".py"
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    stdin: str = ""  # what it reads, in base64
+    requirements: tuple[str, ...] = ()
+    installer: Installer | None = None  # of the requirements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One command. Exactly one of `script` (what a document calls `run:`, for /bin/sh -e), `program` (what it calls
+    `script:`) and `command`-with-`entrypoint` says what runs.
+
+    With `script` and `program` None the context's image runs with `entrypoint` and `command`, each None for its own.
     `id` is unique in the task and ours: "1", "2", … in the order of the document. The PISTAGE_ family
     of the environment is made by `environment_of`, never by the document.
     """
@@ -178,6 +201,7 @@ class Step:
     name: str
     context: str
     script: str | None = None
+    program: Program | None = None
     entrypoint: tuple[str, ...] | None = None
     command: tuple[str, ...] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
@@ -234,6 +258,13 @@ class Task:
     def context_of(self, step: Step) -> Context:
         """The context that `step` runs in."""
         return next(context for context in self.contexts if context.id == step.context)
+
+    def needs_image(self, context: Context) -> bool:
+        """Whether what runs in the context needs its image: not if that is a language's, and scripts all that runs."""
+        is_by_language = context.language is not None
+        return bool(context.image) and not (
+            is_by_language and all(step.program is not None for step in self.steps() if step.context == context.id)
+        )
 
     def credentials(self) -> tuple[str, ...]:
         """What its document has that nobody may see: the passwords of registries."""

@@ -15,6 +15,7 @@ from pistage.master import founding
 from pistage.master.api import http
 from pistage.master.api.context import Context
 from pistage.master.api.routes import Route, routes_of
+from pistage.master.api.scripts import languages_of
 from pistage.master.api.submissions import Planner
 from pistage.master.archiving import Archiving
 from pistage.master.copies import Copies, HttpCourier
@@ -137,7 +138,7 @@ class Master:
         sessions = Sessions(replica, copies, heartbeat_s=settings.heartbeat, lease_s=settings.lease)
         dispatch = Dispatch(replica, sessions, logs)
         sessions.on_change(dispatch.wake)
-        planner = Planner(lambda: replica.reader.path)
+        planner = Planner(lambda: replica.reader.path, languages_of(settings))
         run_signals = Signals()
         replica.on_applied(lambda outcome: _wake_runs(run_signals, outcome))
         return Context(

@@ -192,6 +192,7 @@ class StepRunner:
         return Command(
             key=key,
             script=script if script is not None else step.script,
+            program=None if script is not None else step.program,
             entrypoint=None if script is not None else step.entrypoint,
             command=None if script is not None else step.command,
             env=words.environment(self._assign, step, self._agent_name),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from pistage.agent.gpus import Gpu, GpuPool
-from pistage.core.plan import Context, FailureClass
+from pistage.core.plan import Context, FailureClass, Program
 from pistage.wire import Assign
 
 STDOUT = 1
@@ -30,18 +31,23 @@ class ExecutionError(Exception):
 class Command:
     """One command to run in a context. `key` is unique in its attempt and made of our ids only ("3", "3-retry1").
 
-    `script` is for `/bin/sh -e`; with None the image runs with `entrypoint` and `command`, each None for its own.
-    `env` is complete. `is_resumed` says that an agent before this one has reported the command as started.
+    `script` is for `/bin/sh -e`; `program` is what a runtime makes words of; with both None the image runs with
+    `entrypoint` and `command`, each None for its own. `env` is complete. What a program then needs is an `archive` to
+    be unpacked in its container, or `binds`: directories, and where they are seen, for reading. `is_resumed` says that
+    an agent before this one has reported the command as started.
     """
 
     key: str
     script: str | None
+    program: Program | None = None
     entrypoint: tuple[str, ...] | None = None
     command: tuple[str, ...] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str = "/workspace"
     user: str | None = None
     is_resumed: bool = False
+    archive: bytes = b""
+    binds: tuple[tuple[Path, str], ...] = ()
 
 
 def script_argv(script: str) -> list[str]:
@@ -162,6 +168,9 @@ class Runtime(Protocol):
 
     def notes(self) -> tuple[str, ...]:
         """What a person must know of every attempt here, such as that images are ignored."""
+
+    def languages(self) -> tuple[str, ...]:
+        """The languages in which scripts run here without an image."""
 
     async def gpus(self) -> Sequence[Gpu]:
         """The GPUs of this machine that it could hand out."""

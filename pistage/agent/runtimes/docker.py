@@ -19,6 +19,7 @@ from pistage.agent.runtimes.docker_images import Images
 from pistage.agent.runtimes.docker_log import ContainerLog
 from pistage.agent.runtimes.docker_objects import Objects
 from pistage.agent.runtimes.docker_own import OwnProcess, wait_for_engine
+from pistage.agent.runtimes.docker_programs import DockerPackages, DockerPrograms
 from pistage.agent.runtimes.docker_services import Services
 from pistage.agent.runtimes.docker_shared import SharedContainer, is_root
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
@@ -45,6 +46,7 @@ class DockerRuntime:
         self.images = Images(self.engine, timeout_s=settings.pull_timeout)
         self.objects = Objects(self.engine)
         self.binds = BindPolicy(settings.bind_paths, settings.data_dir / "binds", self.engine.socket_path)
+        self.packages = DockerPackages(self.engine, settings, agent_id)
         self.log_driver = "local"
         self.loses_newlines = False
         self._agent_id = agent_id
@@ -81,6 +83,10 @@ class DockerRuntime:
 
     def notes(self) -> tuple[str, ...]:
         """See `Runtime`."""
+        return ()
+
+    def languages(self) -> tuple[str, ...]:
+        """See `Runtime`: images bring them."""
         return ()
 
     async def gpus(self) -> Sequence[Gpu]:
@@ -167,6 +173,10 @@ class DockerPlace:
         self._made: set[str] = set()
         self._removals: dict[str, asyncio.Task[bool]] = {}
         self._shared: dict[str, SharedContainer] = {}
+        self._programs = DockerPrograms(
+            self._engine, runtime.images, runtime.packages, assign,
+            create=lambda suffix, *given: self._create(f"{self._prefix}-{suffix}", *given),
+        )  # fmt: skip
         self._services = Services(self._engine, runtime.images, assign, self._create_service, network=self._prefix)
 
     async def prepare(self) -> None:
@@ -198,13 +208,15 @@ class DockerPlace:
     async def start(self, context: Context, command: Command) -> Running:
         """See `Place`."""
         with translated():
+            if command.program is not None:
+                command = await self._programs.readied(context, command, command.program)
             if self._assign.task.is_shared(context) or await self._needs_open_workspace(context, command):
                 return await self._shared_container(context).start(command)
             return await self._start_own(context, command)
 
     async def _needs_open_workspace(self, context: Context, command: Command) -> bool:
-        """Whether a user other than root runs a script: the directory that the engine makes for it is root's alone."""
-        if command.script is None:
+        """Whether a user other than root runs a script or program: the engine makes its directory for root alone."""
+        if command.script is None and not command.archive:
             return False
         image = await self._runtime.images.ensure(context.image, context.auth)
         user = command.user or (image.get("Config") or {}).get("User")
@@ -243,6 +255,8 @@ class DockerPlace:
         container = await self._create_step(context, spec)
         if container is None:
             return await self._found(name, command)
+        if command.archive:
+            await self._engine.unpack(container, command.archive)
         return await OwnProcess.start(self._engine, self._log_of(container, command))
 
     def _log_of(self, container: str, command: Command) -> ContainerLog:
@@ -261,6 +275,7 @@ class DockerPlace:
     async def _create_step(self, context: Context, spec: policy.ContainerSpec) -> str | None:
         """Make a context's container; its id, or None where an agent before this one has made it already."""
         mounts, vetted = self._mounts(context)
+        mounts += await self._programs.mounts(context)
         devices = await self._gpus.of(context)
         spec = replace(
             spec,
@@ -392,6 +407,7 @@ class DockerPlace:
             self._removals.clear()
             if self._assign.task.services:
                 await self._runtime.objects.release({"attempt": self._assign.attempt_id})
+        self._programs.let_go()
         self._runtime.binds.unpin(self._assign.attempt_id)
         self._gpus.give_all_back()
 

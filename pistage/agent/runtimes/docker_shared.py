@@ -190,6 +190,8 @@ class SharedContainer:
         raise ExecutionError(FailureClass.LOST, f"the container of context {self._context_id} is {status}")
 
     async def _launch(self, command: Command, nonce: str) -> Stream:
+        if command.archive:
+            await self._engine.unpack(self._container, command.archive)
         body = {
             "Cmd": ["/bin/sh", "-c", _WRAPPER, "pistage", command.key, nonce, command.workdir, *self._words(command)],
             "Env": [f"{name}={value}" for name, value in command.env.items()],

@@ -152,7 +152,8 @@ class Engine:
     @asynccontextmanager
     async def _request(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Any = None,
-        headers: Mapping[str, str] | None = None, timeout_s: float | None = None, versioned: bool = True,
+        data: bytes | None = None, headers: Mapping[str, str] | None = None, timeout_s: float | None = None,
+        versioned: bool = True,
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
         if self._docker is None:
             raise EngineGoneError("not connected")
@@ -161,7 +162,7 @@ class Engine:
                 path,
                 method,
                 params=dict(query) if query else None,
-                data=None if body is None else json.dumps(body),
+                data=data if body is None else json.dumps(body),
                 headers=dict(headers or {}),
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
                 versioned_api=versioned,
@@ -239,6 +240,13 @@ class Engine:
         answer = await self.json("POST", "containers/create", query={"name": name}, body=body)
         return str(answer["Id"])
 
+    async def unpack(self, container: str, archive: bytes) -> None:
+        """Unpack a tar at the root of a container, which need not have been started."""
+        path, headers = f"containers/{container}/archive", {"Content-Type": "application/x-tar"}
+        query = {"path": "/", "noOverwriteDirNonDir": "1"}
+        async with self._request("PUT", path, query=query, data=archive, headers=headers, timeout_s=_CALL_TIMEOUT_S):
+            pass
+
     async def start(self, container: str) -> None:
         """Start it; nothing happens if it runs."""
         await self.json("POST", f"containers/{container}/start")
@@ -315,6 +323,10 @@ class Engine:
             raise EngineError(504, f"it took longer than {timeout_s:g} s") from None
 
     # --- networks and volumes -------------------------------------------------------------------------------
+
+    async def volume(self, name: str) -> dict[str, Any] | None:
+        """The volume, or None if there is none of that name."""
+        return await self._or_none(f"volumes/{name}")
 
     async def listed(self, kind: str, labels: Sequence[str]) -> list[dict[str, Any]]:
         """The "containers" (also those that ended), "networks" or "volumes" that have all of these labels."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pistage.agent.gpus import Gpu, GpuPool, found_below
+from pistage.agent.interpreters import Interpreters
 from pistage.agent.runtimes.base import Command, Notebook, Place
 from pistage.agent.runtimes.process import (
     PATH,
@@ -20,9 +21,10 @@ from pistage.agent.runtimes.process import (
     remove_tree,
     started_at,
 )
+from pistage.agent.runtimes.process_programs import ProcessPrograms
 from pistage.config import AgentConfig
 from pistage.core import ids
-from pistage.core.plan import Context
+from pistage.core.plan import Context, Program
 from pistage.wire import Assign
 
 
@@ -36,6 +38,7 @@ class HostRuntime:
         self._settings = settings
         self._root = settings.data_dir / "workspaces"
         self._places: set[ProcessPlace] = set()
+        self._programs = ProcessPrograms(settings, Interpreters(settings, path=_path()), is_walled=False)
 
     async def open(self, chores: asyncio.TaskGroup) -> None:
         """See `Runtime`."""
@@ -52,6 +55,10 @@ class HostRuntime:
             ("images are ignored",) if self._settings.ignore_images else ()
         )
 
+    def languages(self) -> tuple[str, ...]:
+        """See `Runtime`."""
+        return self._programs.interpreters.names()
+
     async def gpus(self) -> Sequence[Gpu]:
         """See `Runtime`: nothing keeps a process from the others, but its tools heed what they are told."""
         return await asyncio.to_thread(found_below)
@@ -59,11 +66,13 @@ class HostRuntime:
     def place(self, assign: Assign, notebook: Notebook, gpus: GpuPool) -> Place:
         """See `Runtime`."""
         return HostPlace(
-            self._root, assign, notebook, gpus, ignores_images=self._settings.ignore_images, places=self._places
-        )
+            self._root, assign, notebook, gpus,
+            ignores_images=self._settings.ignore_images, places=self._places, programs=self._programs,
+        )  # fmt: skip
 
     async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
         """See `Runtime`."""
+        await self._programs.sweep()
         for directory in self._root.iterdir():
             if ids.is_id(directory.name) and directory.name not in attempts:
                 await asyncio.to_thread(remove_tree, directory)
@@ -74,6 +83,37 @@ class HostRuntime:
 
 class HostPlace(ProcessPlace):
     """Directories under the agent's own."""
+
+    def __init__(
+        self,
+        root: Path,
+        assign: Assign,
+        notebook: Notebook,
+        gpus: GpuPool,
+        *,
+        ignores_images: bool,
+        places: set[ProcessPlace],
+        programs: ProcessPrograms,
+    ) -> None:
+        super().__init__(root, assign, notebook, gpus, ignores_images=ignores_images, places=places)
+        self._programs = programs
+
+    async def readied(self, command: Command, program: Program, directory: Path) -> Command:
+        """See `ProcessPlace`."""
+        return await self._programs.readied(
+            command, program, directory, holder=self._assign.attempt_id, start=self._start_installer
+        )
+
+    async def _start_installer(
+        self, words: Sequence[str], directory: Path, volumes: Sequence[tuple[Path, str, bool]]
+    ) -> ChildProcess:
+        env = {"PATH": _path(), "HOME": str(directory / "workspace"), "TMPDIR": str(directory / "tmp")}
+        return await ChildProcess.launch(Launch(argv=words, env=env, directory=directory))
+
+    async def close(self) -> None:
+        """See `Place`."""
+        await super().close()
+        self._programs.let_go(self._assign.attempt_id)
 
     async def prepare(self) -> None:
         """See `Place`; first of all, what a crashed agent left running is killed."""
@@ -102,7 +142,7 @@ class HostPlace(ProcessPlace):
                 where.mkdir(parents=True, exist_ok=True)
         inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TZ") if name in os.environ}
         gpus = self._gpus.environment(await self._gpus.of(context))
-        env = {"PATH": os.environ.get("PATH", PATH), "TMPDIR": str(directory / "tmp")} | inherited | dict(command.env)
+        env = {"PATH": _path(), "TMPDIR": str(directory / "tmp")} | inherited | dict(command.env)
         env |= gpus  # last: a job that named others' devices would have them
         return await ChildProcess.launch(Launch(argv=argv_of(command), env=env, directory=where))
 
@@ -119,3 +159,7 @@ class HostPlace(ProcessPlace):
             any(step.user for step in task.steps()),
             "plain processes run as the agent's user: `user` needs containers",
         )
+
+
+def _path() -> str:
+    return os.environ.get("PATH", PATH)

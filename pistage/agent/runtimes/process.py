@@ -27,7 +27,7 @@ from pistage.agent.runtimes.base import (
 from pistage.agent.runtimes.devices import AttemptGpus
 from pistage.agent.runtimes.spawned import Spawned
 from pistage.core import ids, limits
-from pistage.core.plan import Context, FailureClass
+from pistage.core.plan import Context, FailureClass, Program
 from pistage.wire import Assign
 
 _READ_BYTES = 64 * limits.KIB
@@ -178,6 +178,10 @@ class ProcessPlace(ABC):
         """Start `command`, for which `directory` holds a workspace and a tmp."""
 
     @abstractmethod
+    async def readied(self, command: Command, program: Program, directory: Path) -> Command:
+        """The command as words, with its program in files below `directory`."""
+
+    @abstractmethod
     def refusals(self) -> Iterator[tuple[bool, str]]:
         """Whether the task asks for something that this runtime does not have, and the sentence that says so."""
 
@@ -188,7 +192,8 @@ class ProcessPlace(ABC):
             raise ExecutionError(FailureClass.REFUSED, reason)
 
     def _image_refusal(self) -> str | None:
-        image = next((context.image for context in self._assign.task.contexts if context.image), None)
+        task = self._assign.task
+        image = next((context.image for context in task.contexts if task.needs_image(context)), None)
         if image is None or self._ignores_images:
             return None
         return f"this agent runs no containers, so it cannot run {image}; it can ignore images: set ignore_images"
@@ -199,13 +204,16 @@ class ProcessPlace(ABC):
         is_of_before = self._notebook.is_inherited and not self._notebook.is_of_this_boot
         if command.is_resumed or is_of_before or self._notebook.read(note):
             raise ExecutionError(FailureClass.LOST, "the agent was restarted, and its processes ended with it")
-        if command.script is None and not (command.entrypoint or command.command):
+        has_words = bool(command.script is not None or command.program or command.entrypoint or command.command)
+        if not has_words:
             raise ExecutionError(FailureClass.REFUSED, "without an image there is no command to take from it")
         assert context.id.isalnum(), "contexts are named by the planner"
         directory = self._root / context.id
         try:
             for path in (self._root, directory, directory / "workspace", directory / "tmp"):
                 path.mkdir(exist_ok=True)
+            if command.program is not None:
+                command = await self.readied(command, command.program, directory)
             self._notebook.write(note, [0, 0])  # never twice, whatever happens from here on
             child = await self.launch(directory, context, command)
         except OSError as error:

@@ -15,8 +15,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pistage.agent.gpus import Gpu, GpuPool
+from pistage.agent.interpreters import Interpreters
 from pistage.agent.runtimes.base import Command, Notebook, Place
-from pistage.agent.runtimes.namespaces import Room, Wrapper, bubblewrapped, unshared
+from pistage.agent.runtimes.namespaces import SYSTEM, Room, Wrapper, bubblewrapped, unshared
 from pistage.agent.runtimes.process import (
     PATH,
     ChildProcess,
@@ -26,14 +27,16 @@ from pistage.agent.runtimes.process import (
     parent_of,
     remove_tree,
 )
+from pistage.agent.runtimes.process_programs import ProcessPrograms
 from pistage.config import AgentConfig
 from pistage.core import ids
-from pistage.core.plan import Context
+from pistage.core.plan import Context, Program
 from pistage.errors import Code, PistageError
 from pistage.wire import Assign
 
 _PROBE_TIMEOUT_S = 10.0
 _VOLUMES = "volumes"
+_ENVIRONMENT = {"PATH": PATH, "HOME": "/workspace", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 
 
 class SandboxRuntime:
@@ -47,6 +50,7 @@ class SandboxRuntime:
         self._root = settings.data_dir / "workspaces"
         self._wrapper: Wrapper = bubblewrapped
         self._places: set[ProcessPlace] = set()
+        self._programs = ProcessPrograms(settings, Interpreters(settings, path=PATH, within=SYSTEM), is_walled=True)
 
     async def open(self, chores: asyncio.TaskGroup) -> None:
         """See `Runtime`."""
@@ -64,6 +68,10 @@ class SandboxRuntime:
             return ()
         return ("images are ignored: steps run in a sandbox, with this machine's own programs and no network",)
 
+    def languages(self) -> tuple[str, ...]:
+        """See `Runtime`."""
+        return self._programs.interpreters.names()
+
     async def gpus(self) -> Sequence[Gpu]:
         """See `Runtime`: a sandbox has none of the machine's devices."""
         return ()
@@ -73,10 +81,12 @@ class SandboxRuntime:
         return SandboxPlace(
             self._root, assign, notebook, gpus,
             ignores_images=self._settings.ignore_images, places=self._places, wrapper=self._wrapper,
+            programs=self._programs,
         )  # fmt: skip
 
     async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
         """See `Runtime`."""
+        await self._programs.sweep()
         for directory in self._root.iterdir():
             if ids.is_id(directory.name) and directory.name not in attempts:
                 await asyncio.to_thread(remove_tree, directory)
@@ -104,16 +114,36 @@ class SandboxPlace(ProcessPlace):
         ignores_images: bool,
         places: set[ProcessPlace],
         wrapper: Wrapper,
+        programs: ProcessPrograms,
     ) -> None:
         super().__init__(root, assign, notebook, gpus, ignores_images=ignores_images, places=places)
         self._volumes = root / _VOLUMES / assign.run_id
         self._wrapper = wrapper
+        self._programs = programs
+
+    async def readied(self, command: Command, program: Program, directory: Path) -> Command:
+        """See `ProcessPlace`."""
+        return await self._programs.readied(
+            command, program, directory, holder=self._assign.attempt_id, start=self._start_installer
+        )
+
+    async def _start_installer(
+        self, words: Sequence[str], directory: Path, volumes: Sequence[tuple[Path, str, bool]]
+    ) -> ChildProcess:
+        argv = self._wrapper(Room(directory=directory, volumes=volumes), words)
+        return await SandboxedProcess.launch(Launch(argv=argv, env=dict(_ENVIRONMENT), directory=directory))
+
+    async def close(self) -> None:
+        """See `Place`."""
+        await super().close()
+        self._programs.let_go(self._assign.attempt_id)
 
     async def launch(self, directory: Path, context: Context, command: Command) -> ChildProcess:
-        env = {"PATH": PATH, "HOME": "/workspace", "TMPDIR": "/tmp", "LANG": "C.UTF-8"} | dict(command.env)
+        env = _ENVIRONMENT | dict(command.env)
         # The working directory is made inside, where no link can lead out of the workspace.
         words = ["/bin/sh", "-c", 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"', "sh", command.workdir]
-        room = Room(directory=directory, volumes=self._mounts(context))
+        binds = [(source, target, True) for source, target in command.binds]
+        room = Room(directory=directory, volumes=[*self._mounts(context), *binds])
         argv = self._wrapper(room, [*words, *argv_of(command)])
         return await SandboxedProcess.launch(Launch(argv=argv, env=env, directory=directory))
 

@@ -7,7 +7,8 @@ Where the language leaves a choice, it is made so:
 - Rendered are `image`, `run`, `command`, `entrypoint`, `on`, `when`, the values of `with`, and every text in the values
   of env, workdir, user, timeout, queue_timeout, on_partition, retry, resources, agent, volumes, networks, services and
   concurrency. Names, keys, `dep`, `needs`, `from`, `async`, `priority` and `queue` are taken as they are; so is all of
-  a pipeline JSON.
+  a pipeline JSON, and `script` with its `args`, `file`, `language`, `requirements` and `stdin`.
+- A `script` without an image from anywhere, and without a container before it, gets its language's image.
 - Settings, near to far: beside a `dep`, the step, its group, its definition, then the caller's group and definition.
   Variables, mounts, networks and resources win one by one. What actions and steps demand of agents adds up.
 - `timeout` and `retry` of a group or a definition are its task's; of a step, and of an action that a `dep` uses, they
@@ -28,9 +29,10 @@ from pistage.core.definition.interface import declared_inputs, inputs_schema
 from pistage.core.definition.library import Actions, ActionText
 from pistage.core.definition.planning import Lint, Planned, document_name, lint, make_plan
 from pistage.core.definition.schedules import parse_schedule
+from pistage.core.definition.scripts import script_document
 
 __all__ = [
     "ActionText", "Actions", "Checked", "Fault", "Finding", "Inputs", "Lint", "Planned",
     "check_inputs", "declared_inputs", "document_name", "inputs_schema", "lint", "make_plan",
-    "parse_schedule",
+    "parse_schedule", "script_document",
 ]  # fmt: skip

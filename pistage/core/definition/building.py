@@ -31,6 +31,7 @@ class Budget:
             *step.failed,
             *(step.command or ()),
             *(step.entrypoint or ()),
+            *((step.program.text, step.program.stdin, *step.program.args) if step.program else ()),
         )
         size = sum(len(text) for text in texts) + _size_of(step.env)
         size += sum(len(each.name) + len(each.value) + len(each.origin) + 40 for each in step.parameters)
@@ -65,11 +66,14 @@ class TaskBuilder:
         self._steps += 1
         return str(self._steps)
 
-    def new_context(self, image: str, settings: Settings, auth: RegistryAuth | None = None) -> str:
+    def new_context(
+        self, image: str, settings: Settings, auth: RegistryAuth | None = None, *, language: str | None = None
+    ) -> str:
         """A container of its own for what follows; its id."""
         context = Context(
             id=f"c{len(self.contexts) + 1}",
             image=image,
+            language=language,
             auth=auth,
             resources=settings.resources,
             networks=settings.networks,

@@ -28,10 +28,12 @@ class Document:
     shifts: dict[int, int] = field(default_factory=dict)
 
 
-def read_document(text: str | bytes, report: Report, action: str | None = None) -> Document | None:
+def read_document(
+    text: str | bytes, report: Report, action: str | None = None, *, bytes_max: int = limits.DOCUMENT_BYTES_MAX
+) -> Document | None:
     """The document in `text`, its repairs noted as warnings; None once an error says why it cannot be read."""
     try:
-        document = _read(_decoded(text))
+        document = _read(_decoded(text, bytes_max))
     except UnreadableError as error:
         report.page(action).error(error.at, error.code, error.message, error.hint)
         return None
@@ -42,13 +44,13 @@ def read_document(text: str | bytes, report: Report, action: str | None = None) 
     return document
 
 
-def _decoded(text: str | bytes) -> str:
+def _decoded(text: str | bytes, bytes_max: int) -> str:
     """The text, its size, encoding and characters checked, lines ended by a newline alone."""
     size = len(text) if isinstance(text, bytes) else len(text.encode("utf-8", "surrogatepass"))
-    if size > limits.DOCUMENT_BYTES_MAX:
+    if size > bytes_max:
         raise UnreadableError(
             "too-large",
-            f"the document has {size} bytes; at most {limits.DOCUMENT_BYTES_MAX} are read",
+            f"the document has {size} bytes; at most {bytes_max} are read",
             "take it apart into actions, and keep data in files",
             Place(),
         )

@@ -20,9 +20,10 @@ from pistage.core.definition.library import Library
 from pistage.core.definition.nodes import Node, Place, ScalarNode, shortened
 from pistage.core.definition.pistages import Definition, GroupSource, StepSource
 from pistage.core.definition.scope import Renderer, Scope, check_names
+from pistage.core.definition.scripts import program_of, title_of
 from pistage.core.definition.settings import Settings, parse_settings
 from pistage.core.definition.storage import declared_networks, declared_volumes
-from pistage.core.plan import Block, Network, Step, Volume, When
+from pistage.core.plan import Block, Network, Program, Step, Volume, When
 from pistage.core.plan import Node as PlanNode
 
 _NO_SETTINGS = Settings()
@@ -173,7 +174,10 @@ class Expander:
         settings = use.beside.over(own.over(spot.base))
         own_image = self._image(step.node.get("image"), scope, use)
         image = spot.images.replacement or own_image or spot.images.fallback
-        context = self._context(use, step, spot, image, settings)
+        program = None
+        if step.node.get("script") is not None:
+            program = program_of(step.node, page, self.library.languages)
+        context = self._context(use, step, spot, image, settings, program=program)
         if step.with_ is not None:
             check_names(scope, page, step.with_)
         if not scope.is_skipped:
@@ -182,9 +186,10 @@ class Expander:
         reactions = use.reactions.over(self._reactions(step, scope, use))
         made = Step(
             id=spot.task.next_id(),
-            name=step.name or "",
+            name=step.name or (title_of(step.node) if program is not None else None) or "",
             context=context,
             script=self._script(step, scope, use),
+            program=program,
             entrypoint=self._words(step, "entrypoint", scope, use),
             command=self._words(step, "command", scope, use),
             env=settings.env,
@@ -204,7 +209,9 @@ class Expander:
         self.budget.spend_step(made, page, step.node)
         return made, Exit(context=context)
 
-    def _context(self, use: Use, step: StepSource, spot: Spot, image: str | None, settings: Settings) -> str:
+    def _context(
+        self, use: Use, step: StepSource, spot: Spot, image: str | None, settings: Settings, *, program: Program | None
+    ) -> str:
         page = use.definition.page
         if image is not None:
             if step.node.get("from") is not None:
@@ -212,9 +219,15 @@ class Expander:
                     step.node.keys["from"], "bad-from", "'from' has no effect on a step with an image", "take one out"
                 )
             return spot.task.new_context(image, settings)
+        if program is not None and spot.previous is None:
+            language = self.library.languages.get(program.language)
+            image = "" if language is None else language.image
+            return spot.task.new_context(image, settings, language=program.language)
         check_inherits(step.node, page)
         if spot.previous is not None:
             return entered(spot.previous, step.node, page)
+        if step.node.get("script") is not None:
+            return UNKNOWN  # said of the script
         at_page, at = use.caller or (page, step.node)
         self.images_missing.append(str(at.path))
         if self.renderer.is_strict:
@@ -369,6 +382,8 @@ class Expander:
 
 def _title_of(step: Step) -> str:
     """A name for a step that has none: the first line of what it runs."""
-    text = step.script if step.script is not None else " ".join((*(step.entrypoint or ()), *(step.command or ())))
+    text = " ".join((*(step.entrypoint or ()), *(step.command or ())))
+    if step.script is not None or step.program is not None:
+        text = step.script or (step.program.text if step.program else "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return shortened(lines[0]) if lines else f"step {step.id}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -12,6 +12,7 @@ from pistage.core.definition.fields import LATER
 from pistage.core.definition.findings import Page, Report
 from pistage.core.definition.nodes import MapNode, ScalarNode, shortened
 from pistage.core.definition.pistages import Definition, parse_pistages
+from pistage.core.languages import DEFAULTS, Language
 from pistage.core.plan import Pin
 
 
@@ -28,7 +29,7 @@ class ActionText:
 
 Actions = Callable[[str], ActionText | None]
 
-_PISTAGES = ("uses", "run")
+_PISTAGES = ("uses", "run", "script")
 _PIPELINE = ("pipelineTasks", "pipeline")
 _RUNS = ("command", "entrypoint", "dep")
 
@@ -42,8 +43,8 @@ def dialect_of(root: MapNode, page: Page) -> str | None:
             root.keys[present[1]],
             "two-dialects",
             f"a definition has one of {', '.join(_PISTAGES + _PIPELINE)}, not both '{present[0]}' and '{present[1]}'",
-            f"take one of them out, or put the 'run' into a group of '{present[0]}'"
-            if present == list(_PISTAGES)
+            f"take one of them out, or put the '{present[1]}' into a group of 'uses'"
+            if present[0] == "uses" and present[1] in _PISTAGES
             else "keep one of them",
         )
         return None
@@ -72,6 +73,7 @@ class Library:
     report: Report
     is_strict: bool
     root_name: str = ""
+    languages: Mapping[str, Language] = field(default_factory=lambda: DEFAULTS)
     pins: dict[str, Pin] = field(default_factory=dict)
     missing: dict[str, None] = field(default_factory=dict)
     _definitions: dict[str, Definition | None] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from pistage.core.definition.fields import (
 from pistage.core.definition.findings import Page
 from pistage.core.definition.inputs import Inputs, inputs_field
 from pistage.core.definition.nodes import ListNode, MapNode, Node, Place, ScalarNode, below, is_null
+from pistage.core.definition.scripts import SCRIPT, check_script
 
 _SHARED = frozenset(
     {"env", "workdir", "user", "timeout", "retry", "resources", "agent", "volumes", "networks", "services"}
@@ -30,10 +31,11 @@ _STEP = (
     _SHARED
     | {"name", "description", "dep", "image", "run", "command", "entrypoint", "with", "on"}
     | {"async", "from", "when"}
+    | SCRIPT
 )
 _GROUP = SETTINGS | {"steps", "description", "image", "needs", "when"}
 _DEFINITION = SETTINGS | _PLAN | {"name", "description", "uses", "image", "inputs", "with", "async", "when"}
-_LEAF = _DEFINITION - {"uses"} | {"dep", "run", "command", "entrypoint", "on"}
+_LEAF = _DEFINITION - {"uses"} | {"dep", "run", "command", "entrypoint", "on"} | SCRIPT
 _NO_SETTINGS = MapNode(entries={}, keys={})
 
 
@@ -216,7 +218,7 @@ def _check_texts(node: MapNode, page: Page) -> bool:
 
 
 def _check_what_runs(node: MapNode, page: Page) -> bool:
-    present = [key for key in ("dep", "run", "command", "entrypoint") if node.get(key) is not None]
+    present = [key for key in ("dep", "run", "script", "command", "entrypoint") if node.get(key) is not None]
     if not present:
         page.error(
             node, "no-run", "a step needs 'run' or 'dep'", "write 'run: …' with a command, or 'dep: …' with an action"
@@ -235,7 +237,15 @@ def _check_what_runs(node: MapNode, page: Page) -> bool:
             "'run' is a shell script; for an image without a shell keep 'command' alone",
         )
         return False
-    return True
+    elif "script" in present and len(present) > 1:
+        page.error(
+            node.keys[present[1]],
+            "script-and-command",
+            f"a step has both 'script' and '{present[1]}'",
+            "'script' is code for its language's interpreter; take one of them out",
+        )
+        return False
+    return check_script(node, page)
 
 
 def _settings(node: MapNode) -> MapNode:

@@ -21,6 +21,7 @@ from pistage.core.definition.schedules import Schedules, schedules_field
 from pistage.core.definition.scope import Entry, Renderer, Scope, given_value
 from pistage.core.definition.storage import is_name
 from pistage.core.definition.values import TemplateError
+from pistage.core.languages import DEFAULTS, Language
 from pistage.core.plan import Concurrency, Network, Plan, Task, Volume
 
 _QUEUE_DEFAULT = "default"
@@ -82,21 +83,24 @@ def make_plan(
     actions: Actions,
     parameters: Mapping[str, object] | None = None,
     start_node: str | None = None,
+    languages: Mapping[str, Language] = DEFAULTS,
+    bytes_max: int = limits.DOCUMENT_BYTES_MAX,
 ) -> Planned:
     """The plan of a document, with its warnings; PistageError `invalid` carries every error at once.
 
     `actions` looks an action up by name; `parameters` are given to the run; `start_node` overrides the document's.
+    `languages` are those of scripts. `bytes_max` is what the document may have.
     """
-    planner = _Planner(Report(), actions, is_strict=True)
+    planner = _Planner(Report(), actions, languages, bytes_max, is_strict=True)
     plan = planner.plan(text, parameters or {}, start_node)
     if planner.report.errors or plan is None:
         raise planner.report.refusal()
     return Planned(plan=plan, findings=planner.report.warnings)
 
 
-def lint(text: str | bytes, *, actions: Actions | None) -> Lint:
+def lint(text: str | bytes, *, actions: Actions | None, languages: Mapping[str, Language] = DEFAULTS) -> Lint:
     """Everything that can be said of a document before its parameters are known; `actions` None finds no action."""
-    planner = _Planner(Report(), actions, is_strict=False)
+    planner = _Planner(Report(), actions, languages, limits.DOCUMENT_BYTES_MAX, is_strict=False)
     planner.plan(text, {}, None)
     document = planner.document
     return Lint(
@@ -123,10 +127,19 @@ def document_name(text: str | bytes) -> str:
 
 
 class _Planner:
-    def __init__(self, report: Report, actions: Actions | None, *, is_strict: bool) -> None:
+    def __init__(
+        self,
+        report: Report,
+        actions: Actions | None,
+        languages: Mapping[str, Language],
+        bytes_max: int,
+        *,
+        is_strict: bool,
+    ) -> None:
         self.report = report
         self.renderer = Renderer(is_strict)
-        self.library = Library(actions, report, is_strict)
+        self.library = Library(actions, report, is_strict, languages=languages)
+        self._bytes_max = bytes_max
         self.document: Document | None = None
         self.name: str | None = None
         self.dialect: str | None = None
@@ -136,7 +149,7 @@ class _Planner:
     def plan(self, text: str | bytes, parameters: Mapping[str, object], start_node: str | None) -> Plan | None:
         """The plan, or None; the report says why. Reading the errors is the caller's part."""
         try:
-            self.document = read_document(text, self.report)
+            self.document = read_document(text, self.report, bytes_max=self._bytes_max)
             if self.document is None:
                 return None
             page = self.report.page(None, self.document.shifts)

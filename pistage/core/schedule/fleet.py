@@ -27,7 +27,9 @@ class Fleet:
 
     def kind_of(self, demand: Demand) -> Kind:
         """Who is what the demand asks for, its size aside."""
-        key = (demand.needs_images, demand.needs_containers, demand.constraints)
+        key = (
+            demand.needs_images, demand.needs_containers, demand.languages, demand.lacks_image, demand.constraints,
+        )  # fmt: skip
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = Kind(demand, self.agents.values())

@@ -15,6 +15,7 @@ from pistage.core.definition import Actions, Finding, make_plan
 from pistage.core.definition.inputs import FAULT_CODES
 from pistage.core.definition.scope import given_value
 from pistage.core.definition.values import TemplateError
+from pistage.core.languages import DEFAULTS, Language
 from pistage.core.plan import Plan
 from pistage.errors import Code, PistageError
 
@@ -80,7 +81,9 @@ def parse_batch(body: bytes) -> BatchRequest:
     return BatchRequest(envelope.definition or "", envelope.action, runs)
 
 
-def plan_batch(text: str | bytes, runs: Sequence[Given], actions: Actions) -> Batch:
+def plan_batch(
+    text: str | bytes, runs: Sequence[Given], actions: Actions, languages: Mapping[str, Language] = DEFAULTS
+) -> Batch:
     """Plan the text for each different run; `invalid` names the first run that is wrong, `too_large` the limit."""
     source = text.decode() if isinstance(text, bytes) else text
     made = _Made(source)
@@ -91,20 +94,24 @@ def plan_batch(text: str | bytes, runs: Sequence[Given], actions: Actions) -> Ba
         given = json.dumps([run.parameters, run.start_node])
         if given not in planned:
             made.refuse_unless_readable(len(planned) + 1)
-            planned[given] = made.add(_plan(source, number, run, actions))
+            planned[given] = made.add(_plan(source, number, run, actions, languages))
         made.count(planned[given])
         plan_of.append(planned[given])
     return Batch(tuple(made.plans), tuple(plan_of), source, tuple(made.findings))
 
 
-def _plan(source: str, number: int, run: Given, actions: Actions) -> tuple[Plan, tuple[Finding, ...]]:
+def _plan(
+    source: str, number: int, run: Given, actions: Actions, languages: Mapping[str, Language]
+) -> tuple[Plan, tuple[Finding, ...]]:
     for name, value in run.parameters.items():
         try:
             given_value(value)
         except TemplateError as error:
             raise PistageError(Code.INVALID, f"runs[{number}].with.{name}: it {error.message}") from None
     try:
-        planned = make_plan(source, actions=actions, parameters=run.parameters, start_node=run.start_node)
+        planned = make_plan(
+            source, actions=actions, parameters=run.parameters, start_node=run.start_node, languages=languages
+        )
     except PistageError as error:
         where = f"runs[{number}]{next(_places(error), '')}"
         details = error.details | {"run": number}

@@ -58,6 +58,7 @@ def routes_of(context: Context) -> list[Route]:
     routes = [
         Route("POST", "/api/v1/runs", lead(runs.submit)),
         Route("POST", "/api/v1/runs/batch", lead(runs.submit_batch)),
+        Route("POST", "/api/v1/scripts", lead(runs.submit_script)),
         Route("GET", "/api/v1/runs", read(runs.list)),
         Route("GET", "/api/v1/runs/{id}", read(runs.show)),
         Route("GET", "/api/v1/runs/{id}/plan", read(runs.plan)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from pistage.master.api.context import Context
 from pistage.master.api.queues import PRIORITY_MAX
 from pistage.master.api.retries import kept_in, parse_retry
 from pistage.master.api.schedules import ScheduleRoutes, asks_for_schedules
-from pistage.master.api.submissions import finding_view, parse_submission
+from pistage.master.api.scripts import parse_script
+from pistage.master.api.submissions import Submission, finding_view, parse_submission
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 
@@ -54,14 +55,24 @@ class RunRoutes:
 
         A definition that has a schedule is run by that: {"schedules": […]}; ?now=1 makes a run at once all the same.
         """
-        context = self._context
         asked = await self._asked(request)
+        return await self._submit(asked, lambda body: parse_submission(body, request.content_type), by=request)
+
+    async def submit_script(self, request: web.Request) -> web.Response:
+        """Make a run of a script: {"script": code}, and language, file, args, stdin, requirements, env, timeout …"""
+        return await self._submit(await self._asked(request, kind=b"script\0"), parse_script)
+
+    async def _submit(
+        self, asked: _Asked, parse: Callable[[bytes], Submission], *, by: web.Request | None = None
+    ) -> web.Response:
+        """`by` is the request where the submission may be one for a schedule."""
+        context = self._context
         if (earlier := await self._earlier(asked)) is not None:
             return await self._submitted(earlier[0][0], [], status=200)
         context.refuse_unless_space()
-        submission = parse_submission(asked.body, request.content_type)
-        if not http.is_set(request, "now") and asks_for_schedules(submission):
-            schedules = await self._schedules.put_those_of(submission, request)
+        submission = parse(asked.body)
+        if by is not None and not http.is_set(by, "now") and asks_for_schedules(submission):
+            schedules = await self._schedules.put_those_of(submission, by)
             if schedules:
                 return http.answer({"schedules": schedules}, status=201)
         planned, source = await context.planner.plan(submission, asked.project)

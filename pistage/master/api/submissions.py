@@ -8,7 +8,7 @@ import json
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pistage.core import limits
 from pistage.core.definition import Actions, ActionText, Finding, Lint, Planned, inputs_schema, lint, make_plan
+from pistage.core.languages import DEFAULTS, Language
 from pistage.errors import Code, PistageError
 from pistage.master.api.batches import Batch, parse_batch, plan_batch
 from pistage.predefined import predefined_actions
@@ -51,6 +52,7 @@ class Submission:
     action: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     start_node: str | None = None
+    bytes_max: int = limits.DOCUMENT_BYTES_MAX
 
 
 def parse_submission(body: bytes, content_type: str) -> Submission:
@@ -84,7 +86,8 @@ def _from_envelope(loaded: dict[str, Any]) -> Submission:
 class Planner:
     """Makes plans from submissions and the actions of the state, off the loop."""
 
-    def __init__(self, state_path: Callable[[], Path]) -> None:
+    def __init__(self, state_path: Callable[[], Path], languages: Mapping[str, Language] = DEFAULTS) -> None:
+        self._languages = languages
         self._state_path = state_path  # moves when another master's snapshot is taken over
         self._waiting: deque[_Job] = deque()
         self._at_work = 0
@@ -95,7 +98,12 @@ class Planner:
         def work(actions: Actions) -> tuple[Planned, str]:
             text = _text_of(submission, actions)
             planned = make_plan(
-                text, actions=actions, parameters=submission.parameters, start_node=submission.start_node
+                text,
+                actions=actions,
+                parameters=submission.parameters,
+                start_node=submission.start_node,
+                languages=self._languages,
+                bytes_max=submission.bytes_max,
             )
             return planned, text.decode() if isinstance(text, bytes) else text
 
@@ -106,15 +114,18 @@ class Planner:
 
         def work(actions: Actions) -> Batch:
             asked = parse_batch(body)
-            return plan_batch(_text_of(Submission(asked.text, asked.action), actions), asked.runs, actions)
+            text = _text_of(Submission(asked.text, asked.action), actions)
+            return plan_batch(text, asked.runs, actions, self._languages)
 
         return await self._with_actions(project, work, size=limits.REQUEST_BODY_BYTES_MAX)
 
     async def lint(self, submission: Submission, project: str) -> Lint:
         """What is wrong with the definition, as far as can be said without its parameters."""
-        return await self._with_actions(
-            project, lambda actions: lint(_text_of(submission, actions), actions=actions), size=len(submission.text)
-        )
+
+        def work(actions: Actions) -> Lint:
+            return lint(_text_of(submission, actions), actions=actions, languages=self._languages)
+
+        return await self._with_actions(project, work, size=len(submission.text))
 
     async def find_action(self, name: str, project: str) -> ActionText:
         """The newest text of a registered action, else the predefined one; `not_found` otherwise."""

@@ -13,11 +13,11 @@ from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 _IMAGES = ("busybox", "java-pipeline:1.0.1", "nonroot:1")
 
 
-async def _missing() -> str | None:
+async def _missing(more: tuple[str, ...]) -> str | None:
     engine = Engine("")
     try:
         await engine.connect()
-        for image in _IMAGES:
+        for image in _IMAGES + more:
             if await engine.image(image) is None:
                 return f"the engine has no image {image}: scripts/engine images"
     except (EngineGoneError, EngineError) as error:
@@ -27,14 +27,14 @@ async def _missing() -> str | None:
     return None
 
 
-def require_engine() -> str:
-    """The engine's address; skips the test where there is none, but fails it in CI."""
+def require_engine(*more: str) -> str:
+    """The engine's address; without it, or `more` images beside what all tests use, skips the test, but fails in CI."""
     if not os.environ.get("DOCKER_HOST"):
         missing: str | None = "DOCKER_HOST is not set: eval $(scripts/engine start)"
     else:
         # In a thread of its own: a fixture that asks may be inside a loop already.
         with ThreadPoolExecutor(1) as pool:
-            missing = pool.submit(lambda: asyncio.run(_missing())).result()
+            missing = pool.submit(lambda: asyncio.run(_missing(more))).result()
     if missing is None:
         return os.environ["DOCKER_HOST"]
     if os.environ.get("CI") == "true":

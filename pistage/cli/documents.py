@@ -55,7 +55,7 @@ def named(target: str) -> Iterator[None]:
         raise
 
 
-def parameters(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
+def parameters(pairs: Sequence[str], file: Path | None, *, flag: str = "--with") -> dict[str, Any]:
     """Parameters of `--with-file` (a YAML or JSON mapping) under those of `--with k=v`, which stay text."""
     given: dict[str, Any] = {}
     if file is not None:
@@ -63,7 +63,7 @@ def parameters(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.strip():
-            raise PistageError(Code.USAGE, f"--with: expected NAME=VALUE, got {pair!r}")
+            raise PistageError(Code.USAGE, f"{flag}: expected NAME=VALUE, got {pair!r}")
         given[name.strip()] = value
     return given
 

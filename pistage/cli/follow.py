@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, Self
 from pistage.cli import groups, output
 from pistage.cli.plain import PlainScreen
 from pistage.cli.progress import Progress
+from pistage.cli.scriptscreen import ScriptScreen
 from pistage.client import Chunk, Client, Event, Gap, Run, Selection
 from pistage.errors import Code, PistageError
 from pistage.owning import running
@@ -49,28 +50,35 @@ class Screen(Protocol):
 
 
 async def follow(
-    client: Client, run: Run, *, is_plain: bool = False, has_output: bool = True, is_alone: bool = False
+    client: Client,
+    run: Run,
+    *,
+    is_plain: bool = False,
+    has_output: bool = True,
+    is_alone: bool = False,
+    screen: ScriptScreen | None = None,
 ) -> Run:
-    """Show the run until it is over; the run as it ended.
+    """Show the run until it is over, as runs are or on a `screen` of its own; the run as it ended.
 
     PistageError `unplaceable` where `is_alone`, which says that no agent will come but those there are, and none of
     them could ever take what waits.
     """
     progress = Progress(run, await client.fetch_plan(run["id"]))
-    is_live = not is_plain and is_terminal()
-    with _screen(progress, is_live=is_live) as screen:
+    is_live = screen is None and not is_plain and is_terminal()
+    chosen: Screen = _screen(progress, is_live=is_live) if screen is None else screen.follow(progress)
+    with chosen as shown:
         async with groups.one_error(), asyncio.TaskGroup() as group:
-            reader = group.create_task(_show_output(client, run["id"], screen)) if has_output else None
-            waiting = group.create_task(_tell_of_waiting(client, run["id"], screen, is_alone=is_alone))
+            reader = group.create_task(_show_output(client, run["id"], shown)) if has_output else None
+            waiting = group.create_task(_tell_of_waiting(client, run["id"], shown, is_alone=is_alone))
             async with aclosing(client.follow_events(run["id"])) as events:
                 async for event in events:
-                    screen.on_event(event)
+                    shown.on_event(event)
             waiting.cancel()
             if reader is not None and is_live:
                 await asyncio.wait([reader], timeout=_LAST_LINES_S)
                 reader.cancel()
         ended = await client.fetch_run(run["id"])
-        screen.on_end(ended)
+        shown.on_end(ended)
     return ended
 
 

@@ -38,6 +38,7 @@ _RUN, _LOOK, _CLUSTER, _SETUP = (
 
 VERBS: Final[dict[str, Verb]] = {
     "run": Verb("run", "Run a definition or a registered action and follow it.", _RUN),
+    "script": Verb("script", "Run a Python, Node or shell script and leave with its code.", _RUN),
     "lint": Verb("definitions", "Check definitions; needs no server.", _RUN),
     "plan": Verb("definitions", "Show what would run: tasks, steps, images, commands.", _RUN),
     "action": Verb("actions", "List, register, show and remove actions.", _RUN),

@@ -15,6 +15,7 @@ import click
 
 from pistage.cli import documents, findings, follow, groups, options, output, schedules
 from pistage.cli.connect import Connection, connect
+from pistage.cli.scriptscreen import ScriptScreen
 from pistage.client import Client, Run
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
@@ -32,6 +33,7 @@ class Manner:
     is_quiet: bool = False
     is_plain: bool = False
     runtime: str | None = None  # of the agent, where the cluster is the verb's own
+    screen: ScriptScreen | None = None  # where it is shown, if not as runs are
 
 
 def manner_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,7 +172,7 @@ async def _until_over(connection: Connection, run: Run, manner: Manner) -> Run:
     client, is_alone = connection.client, connection.is_embedded
     if manner.is_quiet:
         return await follow.until_over(client, run, is_alone=is_alone)
-    return await follow.follow(client, run, is_plain=manner.is_plain, is_alone=is_alone)
+    return await follow.follow(client, run, is_plain=manner.is_plain, is_alone=is_alone, screen=manner.screen)
 
 
 async def _end_orphaned(connection: Connection, title: str) -> None:

@@ -89,10 +89,10 @@ def duration_option(flag: str, name: str, text: str) -> Decorator:
     """An option of seconds, written as durations are everywhere: `90`, `90s`, `10m`, `1h30m`."""
 
     def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-        from pistage.core.definition.units import seconds_of
-
         if value is None:
             return None
+        from pistage.core.definition.units import seconds_of
+
         if (seconds := seconds_of(value.strip())) is None:
             raise click.BadParameter(f"expected a duration such as 90s, 10m or 1h30m, got {value!r}", ctx, param)
         return seconds

@@ -191,6 +191,7 @@ async def test_a_script_that_takes_too_long_ends_with_124(cluster: Cluster) -> N
 
 async def test_a_cancelled_script_ends_with_3(cluster: Cluster) -> None:
     owned, api = cluster
+
     async def begun() -> bool:
         _, page = await api.call("GET", "/api/v1/runs?state=running")
         return bool(page["items"])

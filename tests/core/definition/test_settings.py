@@ -309,7 +309,7 @@ def test_unknown_keys_are_warnings_with_the_nearest_known_one() -> None:
     ]
     assert result.findings[0].hint == "did you mean 'image'?"
     assert result.findings[1].hint is not None and result.findings[1].hint.startswith(
-        "a definition can have agent, async"
+        "a definition can have agent, args, async"
     )
 
 
@@ -318,7 +318,6 @@ def test_unknown_keys_are_warnings_with_the_nearest_known_one() -> None:
     [
         "outputs",
         "artifacts",
-        "requirements",
         "matrix",
         "secrets",
         "cache",

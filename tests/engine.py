@@ -54,3 +54,16 @@ async def leftovers(address: str, agent_id: str) -> dict[str, list[str]]:
     finally:
         await engine.close()
     return {kind: [json.dumps(one["Labels"]) for one in known] for kind, known in found.items() if known}
+
+
+async def remove_packages(address: str, agent_id: str) -> None:
+    """What an agent keeps in the engine for longer than any run, and with it whatever still uses that."""
+    engine = Engine(address)
+    await engine.connect()
+    try:
+        for container in await engine.listed("containers", [f"pistage.agent={agent_id}"]):
+            await engine.remove(container["Id"])
+        for volume in await engine.listed("volumes", [f"pistage.packages={agent_id}"]):
+            await engine.json("DELETE", f"volumes/{volume['Name']}")
+    finally:
+        await engine.close()

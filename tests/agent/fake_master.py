@@ -1,6 +1,7 @@
 """A master at the agent's door: speaks the session protocol, keeps what it hears, and says what a test tells it."""
 
 import asyncio
+import base64
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from pistage import wire
 from pistage.core import limits
 from pistage.core.commands import AttemptEvent, Finished, StepFinished
 from pistage.core.model import AgentInfo
-from pistage.core.plan import Block, Context, Network, Node, Step, Task, Volume
+from pistage.core.plan import Block, Context, Network, Node, Program, Step, Task, Volume
 from tests.agent.fake_store import FakeStore
 
 TOKEN = "a-token-of-the-cluster"
@@ -206,6 +207,14 @@ async def fake_master() -> AsyncIterator[FakeMaster]:
 
 def script(text: str, *, id: str = "1", context: str = "c1", **fields: object) -> Step:
     return Step(id=id, name=id, context=context, script=text, **fields)  # type: ignore[arg-type]
+
+
+def program(text: str, *args: str, language: str = "sh", stdin: bytes = b"", id: str = "1", **fields: object) -> Step:
+    made = Program(
+        language=language, text=text, ending=f".{language}", command=(language,), args=args,
+        stdin=base64.b64encode(stdin).decode(),
+    )  # fmt: skip
+    return Step(id=id, name=id, context="c1", program=made, **fields)  # type: ignore[arg-type]
 
 
 def task(*children: Node, image: str = "busybox", **fields: object) -> Task:

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,11 @@ import pytest
 from pistage.agent.runtimes.engine import Engine
 from pistage.core.commands import StepStarted
 from pistage.core.model import State
-from pistage.core.plan import Block, FailureClass
+from pistage.core.plan import Block, FailureClass, Step
 from pistage.wire import Assign, Cancel
 from tests.agent.agent_process import AgentProcess, agent_process
 from tests.agent.conftest import nothing_left
-from tests.agent.fake_master import FakeMaster, script, task
+from tests.agent.fake_master import FakeMaster, program, script, task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -56,11 +56,12 @@ def started(master: FakeMaster, assign: Assign, step: str = "1") -> list[StepSta
 
 
 @pytest.mark.engine
+@pytest.mark.parametrize("made", [script, program])
 @pytest.mark.parametrize("is_shared", [False, True], ids=["own process", "exec"])
 async def test_a_running_container_is_found_again_and_not_a_byte_is_missing(
-    master: FakeMaster, docker: AgentProcess, is_shared: bool
+    master: FakeMaster, docker: AgentProcess, is_shared: bool, made: Callable[[str], Step]
 ) -> None:
-    steps = [script(NOISY), *([script("echo after", id="2")] if is_shared else [])]
+    steps = [made(NOISY), *([script("echo after", id="2")] if is_shared else [])]
     assign = await master.assign(task(*steps))
     await master.until(lambda: b"line 3" in master.stderr(assign.attempt_id))
     await kill_and_start(master, docker)

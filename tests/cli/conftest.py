@@ -68,7 +68,7 @@ class FakeMaster:
         if refusal is not None:
             return web.json_response(refusal.to_problem(), status=refusal.http_status)
         match request.method, path.strip("/").split("/"):
-            case "POST", ["runs"]:
+            case "POST", ["runs" | "scripts"]:
                 return web.json_response(self.run(), status=201)
             case "GET", ["runs"]:
                 return web.json_response({"items": [self.run()], "next": None})

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.processes import Processes, a_cluster, ended, output_of, until
 from tests.e2e.script_packages import write_both
-from tests.engine import require_engine
+from tests.engine import remove_packages, require_engine
 from tests.master.fakes import Api
 
 pytestmark = pytest.mark.slow
@@ -29,6 +29,8 @@ async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     languages = {name: {"packages": str(packages)} for name in ("python", "node")}
     async with a_cluster(tmp_path, runtime=request.param, agent_flags=("--languages", json.dumps(languages))) as both:
         yield both
+    if request.param == "docker":
+        await remove_packages("", (tmp_path / "agent" / "id").read_text())
 
 
 async def script(cluster: Cluster, name: str, text: str, *words: str, stdin: bytes | None = None) -> tuple[Any, ...]:

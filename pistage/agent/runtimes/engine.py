@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import os
 import struct
@@ -152,7 +153,7 @@ class Engine:
     @asynccontextmanager
     async def _request(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Any = None,
-        data: bytes | None = None, headers: Mapping[str, str] | None = None, timeout_s: float | None = None,
+        data: io.BytesIO | None = None, headers: Mapping[str, str] | None = None, timeout_s: float | None = None,
         versioned: bool = True,
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
         if self._docker is None:
@@ -244,7 +245,8 @@ class Engine:
         """Unpack a tar at the root of a container, which need not have been started."""
         path, headers = f"containers/{container}/archive", {"Content-Type": "application/x-tar"}
         query = {"path": "/", "noOverwriteDirNonDir": "1"}
-        async with self._request("PUT", path, query=query, data=archive, headers=headers, timeout_s=_CALL_TIMEOUT_S):
+        data = io.BytesIO(archive)  # which is sent in pieces
+        async with self._request("PUT", path, query=query, data=data, headers=headers, timeout_s=_CALL_TIMEOUT_S):
             pass
 
     async def start(self, container: str) -> None:

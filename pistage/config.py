@@ -6,6 +6,7 @@ import difflib
 import ipaddress
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,10 @@ def _as_seconds(value: object) -> object:
     return value
 
 
+def _as_words(value: object) -> object:
+    return shlex.split(value) if isinstance(value, str) else value  # ValueError where quotes do not end
+
+
 def _as_document(value: object) -> object:
     """What a flag or a variable holds of a key with structure is YAML, as it stands in a file."""
     if not isinstance(value, str):
@@ -61,10 +66,12 @@ def _as_document(value: object) -> object:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {error}") from None
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
 
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_as_words)]
+Endings = Annotated[tuple[Annotated[str, Field(pattern=r"^\.?[A-Za-z0-9]{1,10}$")], ...], BeforeValidator(_as_list)]
 Labels = Annotated[dict[str, str], BeforeValidator(_as_mapping)]
 Bytes = Annotated[int, BeforeValidator(_as_bytes), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(_as_seconds), Field(gt=0)]
@@ -79,15 +86,15 @@ class Interpretation(_Section):
     """What a master says of a language of scripts; what it leaves out is as it is without it."""
 
     image: str | None = Field(None, max_length=500)
-    command: Strings | None = None
-    endings: Strings | None = None
+    command: Words | None = None
+    endings: Endings | None = None
     installer: Literal["pip", "npm", "none"] | None = None
 
 
 class Interpreter(_Section):
     """What an agent says of a language of scripts: its own interpreter, and where requirements come from."""
 
-    command: Strings | None = None
+    command: Words | None = None
     packages: Path | None = None
     index: str | None = Field(None, max_length=500)
 
@@ -328,6 +335,6 @@ def _refusal(kind: type[BaseModel], error: ValidationError, origins: Mapping[str
     message = wanted.get(_unit(kind, key)) or first["msg"]
     return PistageError(
         Code.USAGE,
-        f"{key} ({origins.get(key, 'unknown key')}): {message}",
+        f"{'.'.join(map(str, first['loc']))} ({origins.get(key, 'unknown key')}): {message}",
         hint=f"{key}: {described}" if described else "",
     )

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from pistage.config import AgentConfig, ClientConfig, MasterConfig, is_loopback, load, read_token, split_address
+from pistage.core.languages import DEFAULTS, Language
 from pistage.errors import PistageError
+from pistage.master.api.scripts import languages_of
 
 
 def test_a_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
@@ -26,6 +28,33 @@ def test_labels_and_lists_read_the_same_from_text_and_from_yaml(tmp_path: Path) 
     from_file = load(AgentConfig, environ={}, file=file).settings
     environ = {"PISTAGE_LABELS": "gpu, zone=a", "PISTAGE_MASTERS": "http://a, http://b", "PISTAGE_MEMORY": "1536m"}
     assert load(AgentConfig, environ=environ).settings == from_file
+
+
+def test_languages_read_the_same_from_a_file_and_as_yaml_in_a_variable(tmp_path: Path) -> None:
+    text = "{ruby: {image: 'ruby:3', endings: [rb], command: ruby -w}, python: {installer: none}}"
+    file = tmp_path / "master.yaml"
+    file.write_text(f"languages: {text}\n")
+    from_file = load(MasterConfig, environ={}, file=file).settings
+    assert load(MasterConfig, environ={"PISTAGE_LANGUAGES": text}).settings == from_file
+    assert languages_of(from_file)["ruby"] == Language(image="ruby:3", endings=(".rb",), command=("ruby", "-w"))
+    assert languages_of(from_file)["python"].installer is None
+    assert set(languages_of(MasterConfig())) == set(DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{python: {imge: x}}", "languages.python.imge"),
+        ("{python: {endings: [../x]}}", "languages.python.endings.0"),
+        ("{python: {installer: cargo}}", "'pip', 'npm' or 'none'"),
+        ("[", "not YAML"),
+        ("ruby", "valid dictionary"),
+    ],
+)
+def test_languages_that_are_none_are_refused_with_the_place(text: str, message: str) -> None:
+    with pytest.raises(PistageError) as caught:
+        load(MasterConfig, environ={"PISTAGE_LANGUAGES": text})
+    assert message in caught.value.message
 
 
 def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -10,7 +11,6 @@ from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import quote
 
-from pistage import wire
 from pistage.client import backup, output, streams, transport
 from pistage.client.answers import (
     Agent,
@@ -72,12 +72,12 @@ class Client:
 
         The same `request_key` gives the same run again; without one a fresh key guards this call's own retries.
         """
-        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        headers = {"Idempotency-Key": request_key or _fresh_key()}
         return cast(Run, await self._post("/runs", body, headers=headers, parameters={"now": "1"}))
 
     async def submit(self, body: Mapping[str, Any], *, request_key: str | None = None) -> Run | list[Schedule]:
         """The same, but for a definition that asks to be run by a schedule: that is set, and no run is made."""
-        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        headers = {"Idempotency-Key": request_key or _fresh_key()}
         made = await self._post("/runs", body, headers=headers)
         return cast("list[Schedule]", made["schedules"]) if "schedules" in made else cast(Run, made)
 
@@ -87,7 +87,7 @@ class Client:
         `body` is {"definition": text} or {"action": name}, and `runs`, a list of {`with`, `start_node`}.
         `request_key` is as for `submit_run`, one for them all.
         """
-        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        headers = {"Idempotency-Key": request_key or _fresh_key()}
         return cast(dict[str, Any], await self._post("/runs/batch", body, headers=headers))
 
     async def submit_script(self, body: Mapping[str, Any], *, request_key: str | None = None) -> Run:
@@ -95,7 +95,7 @@ class Client:
 
         `request_key` is as for `submit_run`.
         """
-        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        headers = {"Idempotency-Key": request_key or _fresh_key()}
         return cast(Run, await self._post("/scripts", body, headers=headers))
 
     async def fetch_run(self, run: str) -> Run:
@@ -131,7 +131,7 @@ class Client:
         `request_key` is as for `submit_run`.
         """
         body: dict[str, Any] = {"failed": True} if is_failed_only else {}
-        headers = {"Idempotency-Key": request_key or wire.new_id()}
+        headers = {"Idempotency-Key": request_key or _fresh_key()}
         given = body if start is None else body | {"from": start}
         return cast(Run, await self._post(f"{_run_path(run)}/retry", given, headers=headers))
 
@@ -394,3 +394,8 @@ def _run_path(run: str) -> str:
 def _quoted(text: str) -> str:
     """User text as one segment of a path: a name may hold spaces, commas, slashes, and `#`."""
     return quote(text, safe="")
+
+
+def _fresh_key() -> str:
+    """A key that no other request has. What masters call things by, `wire` makes, whose import no verb waits for."""
+    return os.urandom(16).hex()

@@ -57,7 +57,9 @@ def merged(
     return Language(
         image=known.image if image is None else image,
         command=command or known.command,
-        endings=known.endings if endings is None else tuple(ending.lower() for ending in endings),
+        endings=known.endings
+        if endings is None
+        else tuple(f".{ending.lower().removeprefix('.')}" for ending in endings),
         installer=known.installer if installer is None else Installer(installer) if installer != "none" else None,
     )
 

@@ -9,12 +9,16 @@ import pytest
 
 from pistage.agent.runtimes.engine import Engine
 from pistage.core.commands import StepStarted
+from pistage.core.languages import Installer
 from pistage.core.model import State
-from pistage.core.plan import Block, FailureClass, Step
+from pistage.core.plan import Block, FailureClass, Program, Step
 from pistage.wire import Assign, Cancel
 from tests.agent.agent_process import AgentProcess, agent_process
 from tests.agent.conftest import nothing_left
 from tests.agent.fake_master import FakeMaster, program, script, task
+from tests.e2e.processes import until
+from tests.e2e.script_packages import write_both
+from tests.engine import remove_packages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -220,3 +224,45 @@ async def test_killed_at_any_moment_of_the_start_it_runs_once(
         assert end.result.state is State.SUCCEEDED, end.result.reason
         assert master.stdout(assign.attempt_id) == b"once\n"
         master.check_output(assign.attempt_id)
+
+
+async def installers(client: Engine, assign: Assign) -> list[str]:
+    """The containers of an attempt that run."""
+    found = await client.listed("containers", [f"pistage.attempt={assign.attempt_id}"])
+    return [container["Id"] for container in found if container["State"] == "running"]
+
+
+@pytest.mark.engine
+async def test_requirements_that_were_being_installed_are_installed_anew(
+    master: FakeMaster, tmp_path: Path, engine: str
+) -> None:
+    wheels = write_both(tmp_path / "wheels")
+    settings = {
+        "data_dir": tmp_path / "agent", "masters": [master.url], "engine": engine, "stop_grace": 1.0,
+        "languages": {"python": {"packages": str(wheels)}},
+    }  # fmt: skip
+    # The first time it leaves half of something behind and hangs.
+    slow = "import os, sys, time\nif sys.argv[1] == '-m' and not os.path.exists('/pistage/index/again'):\n"
+    slow += "    open('/pistage/packages/greeting.py', 'w').write('half')\n    time.sleep(600)\n"
+    slow += "os.execv('/usr/bin/python3', ['python3', *sys.argv[1:]])"
+    made = Program(
+        language="python", text="import greeting; print(greeting.greet('x'))", ending=".py",
+        command=("python3", "-c", slow), requirements=("greeting==1.0.0",), installer=Installer.PIP,
+    )  # fmt: skip
+    one = task(Step(id="1", name="1", context="c1", program=made), image="python:3.12-slim")
+    client = Engine(engine)
+    await client.connect()
+    with agent_process(settings) as process:
+        process.start()
+        assign = await master.assign(one)
+        await master.until(lambda: master.heard_of(assign))
+        await until(lambda: installers(client, assign))
+        process.kill()
+        (wheels / "again").touch()
+        process.start()
+        end = await master.finished(assign)
+        assert end.result.state is State.SUCCEEDED, end.result.reason
+        assert master.stdout(end.attempt_id) == b"hello x from 1.0.0\n"
+        await nothing_left(engine, master.hellos[-1].info.id)
+    await client.close()
+    await remove_packages(engine, master.hellos[-1].info.id)

@@ -14,14 +14,17 @@ from pistage.agent.interpreters import Interpreters
 from pistage.agent.packages import Packages
 from pistage.agent.runtimes import programs
 from pistage.agent.runtimes.base import ExecutionError
+from pistage.agent.runtimes.engine import Engine
 from pistage.agent.service import Agent
 from pistage.config import AgentConfig, Interpreter
 from pistage.core import limits
 from pistage.core.languages import Installer
 from pistage.core.model import State
 from pistage.core.plan import FailureClass, Program, Step
+from pistage.wire import Cancel
 from tests.agent.conftest import StartAgent, nothing_left
 from tests.agent.fake_master import FakeMaster, info_of, program, script, task
+from tests.e2e.processes import until
 from tests.e2e.script_packages import write_both
 from tests.engine import remove_packages, require_engine
 
@@ -305,6 +308,41 @@ async def test_packages_cannot_be_changed_by_who_uses_them(
     said = master.stdout(end.attempt_id)
     # A plain process is the agent's user, who owns them.
     assert said == b"hello x from 1.0.0\n" + (b"" if runtime == "host" else b"30\n"), end.result.reason
+
+
+HANGS = ("/bin/sh", "-c", "echo installing; sleep 600", "sh")
+
+
+@pytest.mark.slow
+async def test_an_installation_ends_with_the_attempt_that_waits_for_it(
+    master: FakeMaster, runtime: str, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    languages = {"slow": {"command": HANGS, "packages": str(tmp_path)}}
+    agent = await start_agent(runtime, languages=languages)
+    made = Program(language="slow", text="x", command=HANGS, requirements=("a",), installer=Installer.PIP)
+    step = Step(id="1", name="1", context="c1", program=made)
+    assign = await master.assign(task(step, image="python:3.12-slim"))
+    packages = tmp_path / "agent" / "packages"
+    if runtime == "docker":
+        await until(lambda: containers_of(agent))
+    else:
+        await until(lambda: list(packages.glob("installing-*")))
+    await master.send(Cancel(attempt_id=assign.attempt_id, reason="enough"))
+    end = await master.finished(assign)
+    assert end.result.state is State.CANCELLED
+    assert not list(packages.glob("installing-*"))
+    assert not list(packages.glob("*.ready"))
+    assert runtime != "docker" or not await containers_of(agent)
+
+
+async def containers_of(agent: Agent) -> list[str]:
+    engine = Engine("")
+    await engine.connect()
+    try:
+        found = await engine.listed("containers", [f"pistage.agent={agent.agent_id}"])
+    finally:
+        await engine.close()
+    return [one["Names"][0] for one in found if one["State"] == "running"]
 
 
 async def test_files_of_a_script_go_with_its_attempt(

@@ -173,10 +173,7 @@ class DockerPlace:
         self._made: set[str] = set()
         self._removals: dict[str, asyncio.Task[bool]] = {}
         self._shared: dict[str, SharedContainer] = {}
-        self._programs = DockerPrograms(
-            self._engine, runtime.images, runtime.packages, assign,
-            create=lambda suffix, *given: self._create(f"{self._prefix}-{suffix}", *given),
-        )  # fmt: skip
+        self._programs = DockerPrograms(self._engine, runtime.images, runtime.packages, assign, create=self._create)
         self._services = Services(self._engine, runtime.images, assign, self._create_service, network=self._prefix)
 
     async def prepare(self) -> None:

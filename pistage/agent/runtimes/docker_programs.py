@@ -17,7 +17,7 @@ from pistage.core import limits
 from pistage.core.plan import Context, FailureClass, Program, RegistryAuth
 from pistage.wire import Assign
 
-#: Makes a container by a suffix of its name, for whose image there are credentials, with binds that are vetted.
+#: Makes a container of that name, for whose image there are credentials, with binds that are vetted.
 Create = Callable[[str, policy.ContainerSpec, RegistryAuth | None, Sequence[str]], Awaitable[str | None]]
 _TAIL_LINES = 20
 _IN_USE = 409
@@ -40,8 +40,15 @@ class DockerPackages:
         """Whether the engine has the volume."""
         return await self._engine.volume(self.volume_of(key)) is not None
 
+    def installer_of(self, key: str) -> str:
+        """The container that fills it: of one name whoever asks, so that what a killed agent left of one is found."""
+        return f"pistage-install-{self._agent_id()}-{key}"
+
     async def make(self, key: str) -> None:
-        """Make it, empty."""
+        """Make it, empty; ExecutionError `lost` if one that may not be whole is in use."""
+        await self._engine.remove(self.installer_of(key))
+        if not await self.removed(key):
+            raise ExecutionError(FailureClass.LOST, "packages that an agent before this one was at are still in use")
         body = {"Name": self.volume_of(key), "Labels": {"pistage.packages": self._agent_id()}}
         await self._engine.json("POST", "volumes/create", body=body)
 
@@ -68,7 +75,6 @@ class DockerPrograms:
         self._packages = packages
         self._assign = assign
         self._create = create
-        self._count = 0
 
     async def readied(self, context: Context, command: Command, program: Program) -> Command:
         """The command as words, and the archive of its files; of its requirements `mounts` sees to."""
@@ -115,17 +121,17 @@ class DockerPrograms:
 
         async def make() -> None:
             await self._packages.make(key)
-            await self._install(context, program, self._packages.volume_of(key))
+            await self._install(context, program, key)
 
         await self._packages.shelf.ensure(key, self._assign.attempt_id, is_there=is_there, make=make)
 
-    async def _install(self, context: Context, program: Program, volume: str) -> None:
+    async def _install(self, context: Context, program: Program, key: str) -> None:
         """In a container of its own, which is given nothing of the document's: what it makes serves others, too."""
         source = programs.source_of(self._packages.settings, program)
         words = programs.install_words(
             program, program.command, source, packages=programs.PACKAGES, index=programs.INDEX
         )
-        mounts = [policy.VolumeMount(source=volume, target=programs.PACKAGES)]
+        mounts = [policy.VolumeMount(source=self._packages.volume_of(key), target=programs.PACKAGES)]
         if source.packages is not None:
             path = str(source.packages.absolute())
             mounts.append(policy.VolumeMount(source=path, target=programs.INDEX, is_read_only=True, is_bind=True))
@@ -140,14 +146,9 @@ class DockerPrograms:
             mounts=mounts,
             resources=context.resources,
         )
-        self._count += 1
-        name = f"{context.id}-i{self._count}"
         vetted = [mount.source for mount in mounts if mount.is_bind]
-        container = await self._create(name, spec, context.auth, vetted)
-        if container is None:  # of an agent before this one, and nobody heard how it ended
-            await self._engine.remove(f"pistage-{self._assign.attempt_id}-{name}")
-            container = await self._create(name, spec, context.auth, vetted)
-        assert container is not None, "its name is the attempt's, and it was removed"
+        container = await self._create(self._packages.installer_of(key), spec, context.auth, vetted)
+        assert container is not None, "one of this name was removed, and who makes another waits for the key"
         try:
             await self._run(container, program)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,6 +199,11 @@ def _terms(work: Mapping[str, Any]) -> str:
 def _command(step: Mapping[str, Any]) -> Sequence[str]:
     if step.get("script") is not None:
         return [f"$ {line}" for line in terminal.clean(step["script"]).splitlines()]
+    if (program := step.get("program")) is not None:
+        words = shlex.join([*program["command"], f"script{program['ending']}", *program["args"]])
+        needs = f", with {', '.join(program['requirements'])}" if program["requirements"] else ""
+        about = f"{program['language']}: {words}{needs}{' and standard input' if program['stdin'] else ''}"
+        return [terminal.one_line(about), *(f"| {line}" for line in terminal.clean(program["text"]).splitlines())]
     entrypoint, command = step.get("entrypoint"), step.get("command")
     said = f"entrypoint {entrypoint if entrypoint is not None else 'of the image'}"
     return [terminal.one_line(f"{said}, command {command if command is not None else 'of the image'}")]

@@ -50,6 +50,7 @@ when priority queue steps command entrypoint from pipelineTasks pipeline depende
 environment environmentString alias outputs cpus memory gpus limit backoff reentry failed
 inputs type options pattern default required min max min_length items max_items
 concurrency group overflow on_partition onPartition queue_timeout queueTimeout factor max x
+script args stdin base64 file language requirements
 """
 KEYS = KEY_LIST.split()
 WORDS = [
@@ -67,6 +68,8 @@ WORDS = [
     "continue",
     "cancel-old",
     "main",
+    "python",
+    "#!/bin/sh",
 ]
 
 

@@ -111,3 +111,14 @@ async def test_more_than_a_megabyte_of_code_is_refused_and_a_megabyte_is_not(api
     body = json.dumps({"script": code + "#", "language": "sh"}).encode()
     status, answer = await api.call("POST", "/api/v1/scripts", data=io.BytesIO(body))
     assert (status, answer["code"]) == (422, "invalid")
+
+
+async def test_what_is_found_is_told_by_key_for_the_document_was_made_here(api: Api) -> None:
+    body = {"script": "x", "language": "python", "requirements": ["-r x"], "args": [[]], "env": {"1": ""}}
+    _, answer = await api.call("POST", "/api/v1/scripts", json=body)
+    assert answer["detail"].startswith("env.1: ")
+    assert answer["detail"].endswith("(and 2 more)")
+    places = [(one["path"], one["line"], one["column"]) for one in answer["findings"]]
+    assert sorted(places) == [("args[0]", None, None), ("env.1", None, None), ("requirements[0]", None, None)]
+    _, run = await api.call("POST", "/api/v1/scripts", json={"script": "x", "language": "cobol"})
+    assert [(one["path"], one["line"]) for one in run["warnings"]] == [("language", None)]

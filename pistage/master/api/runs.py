@@ -23,7 +23,7 @@ from pistage.master.api.context import Context
 from pistage.master.api.queues import PRIORITY_MAX
 from pistage.master.api.retries import kept_in, parse_retry
 from pistage.master.api.schedules import ScheduleRoutes, asks_for_schedules
-from pistage.master.api.scripts import parse_script
+from pistage.master.api.scripts import keyed, keyed_view, parse_script
 from pistage.master.api.submissions import Submission, finding_view, parse_submission
 
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -60,12 +60,16 @@ class RunRoutes:
 
     async def submit_script(self, request: web.Request) -> web.Response:
         """Make a run of a script: {"script": code}, and language, file, args, stdin, requirements, env, timeout …"""
-        return await self._submit(await self._asked(request, kind=b"script\0"), parse_script)
+        asked = await self._asked(request, kind=b"script\0")
+        try:
+            return await self._submit(asked, parse_script)
+        except PistageError as error:
+            raise keyed(error) from None
 
     async def _submit(
         self, asked: _Asked, parse: Callable[[bytes], Submission], *, by: web.Request | None = None
     ) -> web.Response:
-        """`by` is the request where the submission may be one for a schedule."""
+        """`by` is the request of a definition: it may be one for a schedule, and what is found has a place in it."""
         context = self._context
         if (earlier := await self._earlier(asked)) is not None:
             return await self._submitted(earlier[0][0], [], status=200)
@@ -87,7 +91,8 @@ class RunRoutes:
             request_sha256=asked.sha256,
         )
         outcome = await context.replica.propose(command)
-        warnings = [finding_view(finding) for finding in planned.findings]
+        view = keyed_view if by is None else finding_view
+        warnings = [view(finding) for finding in planned.findings]
         return await self._submitted(
             str(outcome.value["run_id"]), warnings, status=201 if outcome.value["is_new"] else 200
         )

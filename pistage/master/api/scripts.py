@@ -9,10 +9,11 @@ from pydantic import Field
 
 from pistage.config import MasterConfig
 from pistage.core import limits
-from pistage.core.definition import script_document
+from pistage.core.definition import Finding, script_document
 from pistage.core.languages import DEFAULTS, Language, merged
+from pistage.errors import PistageError
 from pistage.master.api import bodies
-from pistage.master.api.submissions import Submission
+from pistage.master.api.submissions import Submission, finding_view
 
 _EXPECTED = '{"script": code} and beside it any of language, file, args, stdin, requirements, env, timeout, …'
 
@@ -45,6 +46,23 @@ def parse_script(body: bytes) -> Submission:
     asked = bodies.parse(body, _Script, expected=_EXPECTED)
     text = script_document(asked.script, asked.model_dump(exclude={"script"}, exclude_none=True))
     return Submission(text=text, bytes_max=limits.SCRIPT_DOCUMENT_BYTES_MAX)
+
+
+def keyed_view(finding: Finding) -> dict[str, Any]:
+    """A finding in JSON, its place told by its key alone: nobody has seen the document that the request was made."""
+    return finding_view(finding) | {"line": None, "column": None}
+
+
+def keyed(error: PistageError) -> PistageError:
+    """The same error, with findings as `keyed_view` has them."""
+    found = error.details.get("findings")
+    if not isinstance(found, list) or not found:
+        return error
+    findings = [finding | {"line": None, "column": None} for finding in found]
+    first, *others = [finding for finding in findings if finding["severity"] == "error"] or findings
+    more = f" (and {len(others)} more)" if others else ""
+    message = f"{first['path']}: {first['message']}{more}"
+    return PistageError(error.code, message, hint=error.hint, details=error.details | {"findings": findings})
 
 
 def languages_of(settings: MasterConfig) -> Mapping[str, Language]:

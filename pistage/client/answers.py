@@ -147,6 +147,7 @@ class Agent(TypedDict, total=False):
     epoch: int
     version: str
     runtimes: list[str]
+    languages: list[str]  # of scripts that it runs without an image
     labels: dict[str, str]
     capacity: dict[str, Any]
     used: dict[str, Any]

@@ -20,9 +20,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 #: Keys of features that come later, refused rather than ignored: a run that silently lacks them would be wrong.
-LATER = frozenset(
-    {"after", "artifacts", "cache", "matrix", "notify", "outputs"} | {"secrets", "strategy", "triggers"}
-)
+LATER = frozenset({"after", "artifacts", "cache", "matrix", "notify", "outputs"} | {"secrets", "strategy", "triggers"})
 
 _RUN = "the whole definition"
 _TASK = "a definition, a group or a task"

@@ -85,7 +85,7 @@ class Definition:
 def parse_pistages(root: MapNode, page: Page) -> Definition | None:
     """The definition in a document; None after an error that leaves nothing to plan."""
     name = name_field(page, root.entries.get("name"), root)
-    has_uses = root.get("uses") is not None or ("uses" in root.entries and "run" not in root.entries)
+    has_uses = root.get("uses") is not None or ("uses" in root.entries and not root.entries.keys() & {"run", "script"})
     check_keys(page, root, _DEFINITION if has_uses else _LEAF, "a definition")
     is_async = boolean_field(page, root.get("async"), "async")
     with_ = map_field(page, root.get("with"), "with")

@@ -99,6 +99,7 @@ def _agent(row: Row, is_connected: bool, last_seen: int) -> dict[str, Any]:
         "epoch": row["epoch"],
         "version": info["version"],
         "runtimes": info["runtimes"],
+        "languages": info["languages"],
         "ignores_images": info["ignores_images"],
         "labels": info["labels"],
         "capacity": info["capacity"],

@@ -33,7 +33,7 @@ def own_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("e")
     subprocess.run([ENGINE, "start", directory], check=True, capture_output=True)
     try:
-        subprocess.run([ENGINE, "images", directory], check=True, capture_output=True)
+        subprocess.run([ENGINE, "images", directory, "busybox:latest"], check=True, capture_output=True)
         yield directory
     finally:
         subprocess.run([ENGINE, "stop", directory], check=True, capture_output=True)

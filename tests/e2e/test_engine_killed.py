@@ -38,7 +38,7 @@ class OwnEngine:
     async def start(self) -> None:
         """The first time: with images."""
         await self._script("start")
-        await self._script("images")
+        await self._script("images", "busybox:latest")
         # What this machine lets an engine have, such as a packet filter, is known to the one that runs.
         argv = Path(f"/proc/{self._pid()}/cmdline").read_bytes().split(b"\0")
         self._argv = [*(os.fsdecode(part) for part in argv if part), *self._flags]
@@ -72,9 +72,9 @@ class OwnEngine:
     def _pid(self) -> int:
         return int((self.directory / "pid").read_text())
 
-    async def _script(self, verb: str) -> None:
+    async def _script(self, verb: str, *words: str) -> None:
         process = await asyncio.create_subprocess_exec(
-            ENGINE, verb, self.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ENGINE, verb, self.directory, *words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         assert await process.wait() == 0, f"scripts/engine {verb}"
 

@@ -135,7 +135,7 @@ def own_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="pistage-e-"))  # short: a socket's path has at most 108 characters
     try:
         run_script("start", directory)
-        run_script("images", directory)
+        run_script("images", directory, "busybox:latest")
         monkeypatch.setenv("DOCKER_HOST", f"unix://{directory}/docker.sock")
         yield directory
     finally:
@@ -143,8 +143,8 @@ def own_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         run_script("remove", directory)
 
 
-def run_script(verb: str, directory: Path) -> None:
-    subprocess.run([ROOT / "scripts" / "engine", verb, directory], check=True, stdout=subprocess.DEVNULL)
+def run_script(verb: str, directory: Path, *words: str) -> None:
+    subprocess.run([ROOT / "scripts" / "engine", verb, directory, *words], check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.root

@@ -2,13 +2,16 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiodocker.stream import Stream
 
+from pistage.agent.attempt.stop import Brake, Stop
 from pistage.agent.runtimes.engine import Engine
 from pistage.agent.service import Agent
 from pistage.core import limits
@@ -374,3 +377,51 @@ async def test_a_cancel_at_any_moment_of_the_start_leaves_nothing(master: FakeMa
         await master.send(Cancel(attempt_id=assign.attempt_id, reason="never mind"))
         end = await master.finished(assign)
         assert end.result.state is State.CANCELLED
+
+
+@pytest.mark.parametrize("steps", [1, 2], ids=["own", "shared"])
+async def test_what_is_printed_before_the_engine_has_said_that_it_runs_is_kept_though_it_is_cancelled(
+    master: FakeMaster, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    may_answer, is_asked = asyncio.Event(), asyncio.Event()
+    start, start_exec, request = Engine.start, Engine.start_exec, Brake.request
+
+    async def late_start(engine: Engine, container: str) -> None:
+        await start(engine, container)
+        await (may_answer.wait() if steps == 1 else asyncio.sleep(0))
+
+    async def late_start_exec(engine: Engine, exec_id: str) -> Stream:
+        stream = await start_exec(engine, exec_id)
+        await may_answer.wait()
+        return stream
+
+    def noted_request(brake: Brake, stop: Stop) -> None:
+        request(brake, stop)
+        is_asked.set()
+
+    monkeypatch.setattr(Engine, "start", late_start)
+    monkeypatch.setattr(Engine, "start_exec", late_start_exec)
+    monkeypatch.setattr(Brake, "request", noted_request)
+    commands = [script("echo printed; trap 'echo stopped; exit 3' TERM; sleep 100 & wait"), script("true", id="2")]
+    assign = await master.assign(task(*commands[:steps]))
+    async with client_of(os.environ["DOCKER_HOST"]) as client:
+        await until_it_sleeps(client, assign.attempt_id)
+    await master.send(Cancel(attempt_id=assign.attempt_id, reason="never mind"))
+    await is_asked.wait()
+    may_answer.set()
+    end = await master.finished(assign)
+    assert end.result.state is State.CANCELLED
+    assert master.stdout(assign.attempt_id) == b"printed\nstopped\n"
+    master.check_output(assign.attempt_id)
+
+
+async def until_it_sleeps(client: Engine, attempt_id: str) -> None:
+    """Nobody says when it has printed, for the engine has not even said that it runs: it is asked again."""
+    async with asyncio.timeout(20):
+        while True:
+            for one in await client.listed("containers", [f"pistage.attempt={attempt_id}"]):
+                if one["State"] == "running" and "sleep 100" in str(
+                    await client.json("GET", f"containers/{one['Id']}/top")
+                ):
+                    return
+            await asyncio.sleep(0.05)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from pistage.agent.attempt import words
 from pistage.agent.attempt.output import StepOutput
@@ -17,10 +17,11 @@ from pistage.agent.outbox import Outbox, OutputRefusedError, StreamKey
 from pistage.agent.runtimes.base import Command, ExecutionError, Exit, Place, Running
 from pistage.core.commands import AttemptEvent, StepFinished, StepStarted
 from pistage.core.model import Result, State, StreamEnd
-from pistage.core.plan import FailureClass, Step
+from pistage.core.plan import Context, FailureClass, Step
 from pistage.wire import now_ms
 
 _KILL_AGAIN_S = 10.0
+_LAUNCH_S = 5.0  # that an engine may take to say that a command runs which is to be stopped
 
 
 class StepRunner:
@@ -219,8 +220,7 @@ class StepRunner:
         output.begin_part()
         # What an earlier agent started is found again even if it is to be stopped: for its signal, and its output.
         is_running = command.is_resumed and command.key == step.id
-        async with nullcontext() if is_running else self._brake.scope(deadline):
-            running = await self._place.start(self._assign.task.context_of(step), command)
+        running = await self._start(step, command, nullcontext() if is_running else self._brake.scope(deadline))
         async with asyncio.TaskGroup() as group:
             ended = group.create_task(_outcome_of(running, output), name=f"step {step.id}")
             if step.id not in self._started:
@@ -238,6 +238,30 @@ class StepRunner:
             case OutputRefusedError():
                 await self._stop_unheard(running)
         raise outcome  # here, because inside the group it would become a group of errors
+
+    async def _start(self, step: Step, command: Command, scope: AbstractAsyncContextManager[None]) -> Running:
+        """Start it. A stop gives it up, unless it may run already: then it is started all the same, to be stopped.
+
+        An engine may be slow to say that a container runs, which prints meanwhile.
+        """
+        context = self._assign.task.context_of(step)
+        stopped: StoppedError | None = None
+        async with asyncio.TaskGroup() as group:
+            starting = group.create_task(_started(self._place, context, command), name=f"start of step {step.id}")
+            try:
+                async with scope:
+                    await asyncio.shield(starting)
+            except StoppedError as error:
+                if command.launch.has_begun:
+                    await asyncio.wait([starting], timeout=_LAUNCH_S)
+                if not starting.done():
+                    starting.cancel()
+                    stopped = error
+        if stopped is not None:
+            raise stopped  # here, because inside the group it would become a group of errors
+        if isinstance(started := starting.result(), Exception):
+            raise started
+        return started
 
     async def _report_started(self, step: Step, running: Running) -> None:
         started = StepStarted(
@@ -261,6 +285,14 @@ class StepRunner:
         async with asyncio.TaskGroup() as group:
             ended = group.create_task(_outcome_of(running, deaf))
             await self._stop(running, ended)
+
+
+async def _started(place: Place, context: Context, command: Command) -> Running | Exception:
+    """The error as a value, too: it must not tear down the group that waits for it."""
+    try:
+        return await place.start(context, command)
+    except Exception as error:
+        return error
 
 
 async def _outcome_of(running: Running, output: StepOutput | _Deaf) -> Exit | ExecutionError | OutputRefusedError:

@@ -27,6 +27,19 @@ class ExecutionError(Exception):
         self.exit_code = exit_code
 
 
+class Launch:
+    """Whether a command may run: from `begin` on it is stopped as what runs, and not given up as what never did."""
+
+    __slots__ = ("has_begun",)
+
+    def __init__(self) -> None:
+        self.has_begun = False
+
+    def begin(self) -> None:
+        """To be called before the first word that may start it, whatever comes of that."""
+        self.has_begun = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """One command to run in a context. `key` is unique in its attempt and made of our ids only ("3", "3-retry1").
@@ -34,7 +47,7 @@ class Command:
     `script` is for `/bin/sh -e`; `program` is what a runtime makes words of; with both None the image runs with
     `entrypoint` and `command`, each None for its own. `env` is complete. What a program then needs is an `archive` to
     be unpacked in its container, or `binds`: directories, and where they are seen, for reading. `is_resumed` says that
-    an agent before this one has reported the command as started.
+    an agent before this one has reported the command as started; a runtime tells `launch` when it is.
     """
 
     key: str
@@ -48,6 +61,7 @@ class Command:
     is_resumed: bool = False
     archive: bytes = b""
     binds: tuple[tuple[Path, str], ...] = ()
+    launch: Launch = field(default_factory=Launch, compare=False)
 
 
 def script_argv(script: str) -> list[str]:

@@ -254,7 +254,7 @@ class DockerPlace:
             return await self._found(name, command)
         if command.archive:
             await self._engine.unpack(container, command.archive)
-        return await OwnProcess.start(self._engine, self._log_of(container, command))
+        return await OwnProcess.start(self._engine, self._log_of(container, command), command.launch)
 
     def _log_of(self, container: str, command: Command) -> ContainerLog:
         return ContainerLog(

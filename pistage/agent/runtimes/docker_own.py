@@ -11,7 +11,7 @@ from functools import partial
 from aiodocker.stream import Stream
 
 from pistage.agent.runtimes.attached import FORGIVEN_S, Attached, close
-from pistage.agent.runtimes.base import STDERR, STDOUT, ExecutionError, Exit, Sink
+from pistage.agent.runtimes.base import STDERR, STDOUT, ExecutionError, Exit, Launch, Sink
 from pistage.agent.runtimes.docker_log import ContainerLog, Heard
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 from pistage.agent.runtimes.process_end import process_end
@@ -44,10 +44,11 @@ class OwnProcess:
         self._before = self._seen = absences
 
     @classmethod
-    async def start(cls, engine: Engine, log: ContainerLog) -> OwnProcess:
+    async def start(cls, engine: Engine, log: ContainerLog, launch: Launch) -> OwnProcess:
         """Attach, then start."""
         container, absences = log.container, engine.absence_count
         stream = await engine.attach(container)
+        launch.begin()
         try:
             await engine.start(container)
         except EngineError as error:

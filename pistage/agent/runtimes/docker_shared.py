@@ -200,7 +200,9 @@ class SharedContainer:
             "AttachStdout": True,
             "AttachStderr": True,
         }
-        return await self._engine.start_exec(await self._engine.create_exec(self._container, body))
+        exec_id = await self._engine.create_exec(self._container, body)
+        command.launch.begin()
+        return await self._engine.start_exec(exec_id)
 
     def _user(self, command: Command) -> str:
         return command.user or self._config.get("User") or ""

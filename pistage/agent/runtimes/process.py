@@ -215,6 +215,7 @@ class ProcessPlace(ABC):
             if command.program is not None:
                 command = await self.readied(command, command.program, directory)
             self._notebook.write(note, [0, 0])  # never twice, whatever happens from here on
+            command.launch.begin()
             child = await self.launch(directory, context, command)
         except OSError as error:
             raise ExecutionError(FailureClass.FAILURE, f"no workspace could be made: {error}") from None

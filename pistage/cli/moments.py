@@ -45,3 +45,8 @@ def moment_of(text: str, *, now: datetime) -> str:
     except OverflowError:
         raise ValueError(_EXPECTED) from None
     return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def second_of(text: str) -> str:
+    """RFC 3339, as people read it: `2026-11-22 02:30:00Z`."""
+    return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

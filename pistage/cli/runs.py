@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pistage.cli import groups, naming, options, output, terminal
+from pistage.cli import groups, moments, naming, options, output, terminal
 from pistage.cli.connect import connect
 from pistage.cli.plain import ended
 from pistage.cli.progress import OVER, waits
@@ -132,18 +132,34 @@ def _described(run: Run) -> Iterator[str]:
     yield f"  id       {run['id']}"
     yield f"  owner    {terminal.one_line(run.get('owner') or '-')}"
     yield f"  created  {run.get('created_at')}"
+    yield f"  started  {_started(run)}"
     if run.get("queue"):
         yield f"  queue    {_place_of(run)}"
     if group := run.get("concurrency"):
         yield f"  group    {terminal.one_line(group['group'])}, {group['limit']} at one time"
     if kept := _output_of(run):
         yield f"  output   {kept}"
-    if run.get("retry_of"):
-        yield f"  retries  {terminal.one_line(run['name'])}#{run.get('retry_of_number')}"
     for note in run.get("notes") or []:
         yield click.style(f"  note     {terminal.one_line(note)}", fg="yellow", bold=True)
     for task in run.get("tasks") or []:
         yield from _task_lines(task)
+
+
+def _started(run: Run) -> str:
+    """What made the run: "by hand", "by schedule night for 2026-11-22 02:30:00Z"."""
+    by = run.get("started_by") or {}
+    name = terminal.one_line(by.get("name") or "")
+    match by.get("kind"):
+        case "schedule":
+            return f"by schedule {name} for {moments.second_of(by['nominal'])}"
+        case "webhook":
+            return f"by webhook {name}"
+        case "run":
+            return f"by the end of {name}"
+        case "retry":
+            return f"by a retry of {terminal.one_line(run['name'])}#{run.get('retry_of_number')}"
+        case _:
+            return "by hand"
 
 
 def _output_of(run: Run) -> str:

@@ -12,6 +12,7 @@ import click
 
 from pistage.cli import documents, findings, groups, options, output
 from pistage.cli.connect import connect
+from pistage.cli.moments import second_of
 from pistage.client import Page, Schedule
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
@@ -99,7 +100,7 @@ def say_set(schedules: Sequence[Schedule], target: str) -> None:
     """Tell of schedules that were set, and when each fires next."""
     for one in schedules:
         upcoming = one["next"]
-        first = f"next {_at(upcoming[0])}" if upcoming else "it does not fire" + _why_not(one)
+        first = f"next {second_of(upcoming[0])}" if upcoming else "it does not fire" + _why_not(one)
         output.say(f"schedule {one['name']}: {one['cron']} in {one['timezone']}, {first}")
         click.echo(one["name"])
     output.say(f"run it at once: pistage run --now {shlex.quote(target)}")
@@ -134,7 +135,7 @@ def pause_schedule(*, name: str, config: Config[ClientConfig]) -> None:
 def resume_schedule(*, name: str, config: Config[ClientConfig]) -> None:
     """Let a schedule fire again; what came while it was paused is not made up for."""
     upcoming = _enable(name, config, is_enabled=True)["next"]
-    output.say(f"{name}: next {_at(upcoming[0]) if upcoming else 'never'}")
+    output.say(f"{name}: next {second_of(upcoming[0]) if upcoming else 'never'}")
 
 
 def _enable(name: str, config: Config[ClientConfig], *, is_enabled: bool) -> Schedule:
@@ -200,8 +201,8 @@ def show_history(*, name: str, count: int, fmt: str, config: Config[ClientConfig
             return await connection.client.fetch_fires(name, limit=count)
 
     columns: dict[str, output.Cell] = {
-        "TIME": lambda one: _at(one["nominal"]),
-        "UNTIL": lambda one: "-" if one["until"] == one["nominal"] else _at(one["until"]),
+        "TIME": lambda one: second_of(one["nominal"]),
+        "UNTIL": lambda one: "-" if one["until"] == one["nominal"] else second_of(one["until"]),
         "TIMES": lambda one: "many" if one["count"] is None else str(one["count"]),
         "OUTCOME": lambda one: str(one["outcome"]),
         "RUN": lambda one: "-" if one["run"] is None else f"{one['run']['name']}#{one['run']['number']}",
@@ -211,7 +212,7 @@ def show_history(*, name: str, count: int, fmt: str, config: Config[ClientConfig
 
 
 def _next_cell(one: Any) -> str:
-    return _at(one["next"][0]) if one["next"] else f"never{_why_not(one)}" if one["is_enabled"] else "paused"
+    return second_of(one["next"][0]) if one["next"] else f"never{_why_not(one)}" if one["is_enabled"] else "paused"
 
 
 def _why_not(one: Any) -> str:
@@ -221,15 +222,11 @@ def _why_not(one: Any) -> str:
 def _told(fire: Any) -> str:
     run = fire["run"]
     what = str(fire["outcome"]) if run is None else f"{run['name']}#{run['number']} {run['state']}"
-    return f"{_at(fire['nominal'])} {what}"
+    return f"{second_of(fire['nominal'])} {what}"
 
 
 def _parsed(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
-
-
-def _at(text: str) -> str:
-    return _parsed(text).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _local(at: datetime, zone: str) -> str:

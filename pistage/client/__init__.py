@@ -20,6 +20,7 @@ from pistage.client.answers import (
     Step,
     Task,
     Unread,
+    Webhook,
     Why,
 )
 from pistage.client.client import Client
@@ -43,5 +44,6 @@ __all__ = [
     "Step",
     "Task",
     "Unread",
+    "Webhook",
     "Why",
 ]

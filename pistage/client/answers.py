@@ -69,6 +69,7 @@ class Run(TypedDict, total=False):
     name: str
     project: str
     owner: str
+    started_by: dict[str, Any]  # kind, and what there is of name, nominal, run and title
     state: str
     reason: str
     priority: int
@@ -119,6 +120,22 @@ class Schedule(TypedDict, total=False):
     paused_reason: str
     next: list[str]
     last: dict[str, Any] | None
+    warnings: list[dict[str, Any]]
+
+
+class Webhook(TypedDict, total=False):
+    """A webhook: what it runs, and what it makes of a payload; `secret` only where it was made just now."""
+
+    name: str
+    path: str
+    action: str | None
+    inputs: dict[str, str]
+    when: dict[str, list[Any]]
+    events: list[str]
+    window_s: float
+    deliveries: list[dict[str, Any]]  # the latest that made runs
+    is_new: bool
+    secret: str
     warnings: list[dict[str, Any]]
 
 

@@ -25,6 +25,7 @@ from pistage.client.answers import (
     Run,
     Schedule,
     Selection,
+    Webhook,
     Why,
 )
 from pistage.client.output import Output
@@ -277,6 +278,28 @@ class Client:
     async def delete_queue(self, name: str) -> None:
         """Serve a queue with the defaults again."""
         await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/queues/{_quoted(name)}"))
+
+    # --- webhooks ------------------------------------------------------------------------------------------
+
+    async def fetch_webhooks(self, *, limit: int | None = None, cursor: str | None = None) -> Page:
+        """One page of webhooks, by name."""
+        given = {"limit": limit, "cursor": cursor}
+        return cast(Page, await self._get("/webhooks", {key: str(v) for key, v in given.items() if v is not None}))
+
+    async def fetch_webhook(self, name: str) -> Webhook:
+        """A webhook, without its secret."""
+        return cast(Webhook, await self._get(f"/webhooks/{_quoted(name)}"))
+
+    async def put_webhook(self, name: str, body: Mapping[str, Any]) -> Webhook:
+        """Run {"action": name} or {"definition": text} by deliveries to it.
+
+        A new one without a `secret` gets one that only this answer shows: give one, where the answer may be lost.
+        """
+        return cast(Webhook, await self._send("PUT", f"/webhooks/{_quoted(name)}", body))
+
+    async def delete_webhook(self, name: str) -> None:
+        """Forget a webhook; its runs stay."""
+        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/webhooks/{_quoted(name)}"))
 
     # --- retention -----------------------------------------------------------------------------------------
 

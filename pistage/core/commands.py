@@ -21,6 +21,7 @@ from pistage.core.commands_of_output import (
     PutRetention,
 )
 from pistage.core.commands_of_schedules import ScheduleCommand
+from pistage.core.commands_of_triggers import TriggerCommand
 from pistage.core.model import AgentInfo, Instant, Result, State, StreamEnd
 from pistage.core.plan import Plan
 
@@ -391,6 +392,7 @@ Command = Annotated[
     | ArchiveOutput
     | ForgetArchive
     | ScheduleCommand
+    | TriggerCommand
     | RegisterAgent
     | LoseAgent
     | PauseLosses

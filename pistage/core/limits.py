@@ -76,6 +76,19 @@ SCHEDULE_QUEUED_MAX: Final = 100  # runs of one schedule that wait for each othe
 FIRES_KEPT: Final = 200  # of a schedule's history; the runs are kept as any others
 FIRES_AT_ONCE: Final = 100  # in one command: every master is at it for some 20 ms, and nothing else goes on
 
+# --- triggers --------------------------------------------------------------------------------------------
+EXPRESSION_CHARS_MAX: Final = 500
+EXPRESSION_DEPTH_MAX: Final = 16
+WEBHOOKS_MAX: Final = 1_000  # of the cluster
+WEBHOOK_CHARS_MAX: Final = 64 * KIB  # of what it maps and gives
+WEBHOOK_EVENTS_MAX: Final = 100
+WEBHOOK_SECRET_CHARS_MIN: Final = 16
+WEBHOOK_SECRET_CHARS_MAX: Final = 200
+WEBHOOK_BODY_BYTES_MAX: Final = 1 * MIB  # anybody may send one, and it is held whole until it is found to be signed
+WEBHOOK_BODY_S: Final = 10.0  # then the place is another's
+WEBHOOKS_AT_ONCE: Final = 32  # bodies that a master takes in and checks; then 503
+WEBHOOK_DELIVERY_CHARS_MAX: Final = 200  # of the name that a sender gives to a delivery
+
 # --- output ----------------------------------------------------------------------------------------------
 FRAME_BYTES_MAX: Final = 256 * KIB
 FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company

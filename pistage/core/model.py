@@ -64,11 +64,13 @@ class Starter(StrEnum):
     API = "api"
     RETRY = "retry"
     SCHEDULE = "schedule"
+    WEBHOOK = "webhook"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """What started a run: of a schedule its name and the time that the run is for; of a retry the run before it."""
+    """What started a run: of a schedule its name and the time that the run is for; of a webhook its name; of a retry
+    the run before it."""
 
     kind: Starter = Starter.API
     name: str = ""

@@ -8,6 +8,7 @@ from typing import Final
 
 from pistage.core import commands as c
 from pistage.core import commands_of_output as of_output
+from pistage.core import commands_of_triggers as of_triggers
 from pistage.core.machine import (
     actions,
     agents,
@@ -21,6 +22,7 @@ from pistage.core.machine import (
     runs,
     schedules,
     submissions,
+    webhooks,
 )
 from pistage.core.machine.outcome import Outcome, Turn
 from pistage.errors import Code, PistageError
@@ -127,5 +129,7 @@ def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PL
             return placing.assign(turn, command)
         case c.RecordEvents():
             return attempts.record(turn, command)
+        case of_triggers.PutWebhook() | of_triggers.DeleteWebhook() | of_triggers.DeliverWebhook():
+            return webhooks.carry_out(turn, command)
         case _:
             return schedules.carry_out(turn, command)

@@ -213,6 +213,34 @@ CREATE TABLE IF NOT EXISTS fire (
   PRIMARY KEY (schedule_id, nominal)
 ) WITHOUT ROWID;
 
+-- What runs when somebody outside says so, signed with the secret.
+CREATE TABLE IF NOT EXISTS webhook (
+  id TEXT PRIMARY KEY,
+  project TEXT NOT NULL,
+  name TEXT NOT NULL,
+  owner TEXT NOT NULL,
+  fence INTEGER NOT NULL, -- the log index of its last change
+  created_at INTEGER NOT NULL,
+  at INTEGER NOT NULL, -- of its last change
+  spec TEXT NOT NULL, -- JSON of the Webhook
+  action TEXT, -- what is run, if that is not the source
+  secret TEXT NOT NULL, -- as it is: a signature can be made with nothing less
+  source TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS webhook_by_name ON webhook (project, name);
+
+-- Deliveries that made a run, by each of the keys by which they are known again.
+CREATE TABLE IF NOT EXISTS delivery (
+  webhook_id TEXT NOT NULL,
+  key TEXT NOT NULL,
+  at INTEGER NOT NULL,
+  until INTEGER NOT NULL, -- when it may be forgotten
+  run_id TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  PRIMARY KEY (webhook_id, key)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS delivery_by_age ON delivery (until);
+
 -- How long output is kept, where something was said about it; '*' is for all other pipelines of the project.
 CREATE TABLE IF NOT EXISTS retention (
   project TEXT NOT NULL,

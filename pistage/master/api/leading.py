@@ -57,6 +57,16 @@ def at_the_leader(context: Context, handler: Handler) -> Handler:
     return answer
 
 
+async def passed_to_the_leader(context: Context, request: web.Request, body: bytes) -> web.StreamResponse | None:
+    """The leader's answer to a request whose body was read already; None where this master leads."""
+    url = await leader_url(context)
+    if url is None:
+        return None
+    if FORWARDED in request.headers:
+        raise no_leader("leadership moves just now")
+    return await _forward_to_the_leader(context, request, url, body)
+
+
 def sent_to_the_leader(context: Context, handler: Handler) -> Handler:
     """As `at_the_leader`, for agents: they follow a redirect, and stay."""
 
@@ -83,7 +93,7 @@ def after_reading_up(context: Context, handler: Handler) -> Handler:
         elif least:
             await _reach(context, least)
         else:
-            await _read_up(context)
+            await read_up(context)
         response = await handler(request)
         if not response.prepared:
             response.headers.update(freshness(context))
@@ -133,7 +143,8 @@ def _disk_full() -> PistageError:
     return PistageError(Code.STORAGE, "the master's disk is full", hint="free some space on it; nothing was changed")
 
 
-async def _read_up(context: Context) -> None:
+async def read_up(context: Context) -> None:
+    """Wait until this master holds every change answered before; `unavailable` without a leader."""
     until = time.monotonic() + _LEADER_WAIT_S
     while True:
         try:

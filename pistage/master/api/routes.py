@@ -26,6 +26,7 @@ from pistage.master.api.retention import RetentionRoutes
 from pistage.master.api.runs import RunRoutes
 from pistage.master.api.schedules import ScheduleRoutes
 from pistage.master.api.searching import SearchRoutes
+from pistage.master.api.webhooks import WebhookRoutes
 from pistage.master.api.why import WhyRoutes
 from pistage.master.copies import OUTPUT_PATH
 from pistage.master.founding import HELLO_PATH
@@ -85,6 +86,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("PUT", "/api/v1/retention/{name}", lead(retention.put)),
         Route("DELETE", "/api/v1/retention/{name}", lead(retention.delete)),
         *_routes_of_schedules(context, schedules),
+        *_routes_of_triggers(context),
         Route("GET", "/api/v1/agents", lead(read(agents.list))),
         Route("POST", "/api/v1/agents/{id}/drain", lead(agents.drain)),
         Route("POST", "/api/v1/agents/{id}/resume", lead(agents.resume)),
@@ -117,6 +119,18 @@ def _routes_of_schedules(context: Context, schedules: ScheduleRoutes) -> list[Ro
         Route("GET", "/api/v1/schedules/{name}/fires", read(schedules.fires)),
         Route("POST", "/api/v1/schedules/{name}/pause", lead(schedules.pause)),
         Route("POST", "/api/v1/schedules/{name}/resume", lead(schedules.resume)),
+    ]
+
+
+def _routes_of_triggers(context: Context) -> list[Route]:
+    lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
+    webhooks = WebhookRoutes(context)
+    return [
+        Route("GET", "/api/v1/webhooks", read(webhooks.list)),
+        Route("PUT", "/api/v1/webhooks/{name}", lead(webhooks.put)),
+        Route("GET", "/api/v1/webhooks/{name}", read(webhooks.show)),
+        Route("DELETE", "/api/v1/webhooks/{name}", lead(webhooks.delete)),
+        Route("POST", "/hooks/{name}", webhooks.receive),
     ]
 
 

@@ -17,6 +17,7 @@ from pistage import wire
 from pistage.core import limits
 from pistage.core.plan import environment_of
 from tests.master.fakes import Api, a_master, an_agent
+from tests.master.test_output_failover import three_masters
 
 SECRET = "sixteen letters!"
 BUILD = """
@@ -369,3 +370,25 @@ async def test_a_webhook_of_an_action_runs_the_newest_and_is_gone_once_removed(t
         assert (await api.call("GET", "/api/v1/webhooks/build"))[0] == 404
         assert (await send(api))[0] == 403
         assert (await api.run(made["run"]["id"]))["started_by"]["name"] == "build"
+
+
+@pytest.mark.slow
+async def test_a_delivery_to_any_of_three_masters_makes_one_run_also_under_the_next_leader(tmp_path: Path) -> None:
+    async with three_masters(tmp_path) as masters:
+        leader = await masters.leader()
+        await put(leader)
+        apis = [Api(masters.session, url) for url in masters.urls]
+        answers = await asyncio.gather(*(send(api, **{"X-GitHub-Delivery": "d"}) for api in apis for _ in range(3)))
+        assert sorted(status for status, _ in answers) == [200] * 8 + [201]
+        (run,) = {made["run"]["id"] for _, made in answers}
+        body = json.dumps(PUSH).encode()
+        for api in apis:
+            assert (await send(api, headers=signed(body, "another secret!!")))[0] == 403
+            large = await api.call("POST", "/hooks/build", data=io.BytesIO(b"x" * 2_000_000), headers=signed(b""))
+            assert large[0] == 413
+        await masters.stop(leader.url)
+        await masters.leader(other_than=leader.url)
+        for url in masters.up:
+            status, made = await send(Api(masters.session, url))
+            assert (status, made["run"]["id"]) == (200, run)
+        assert (await send(Api(masters.session, next(iter(masters.up))), PUSH | {"more": 1}))[0] == 201

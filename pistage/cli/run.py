@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-from pistage.cli import documents, findings, follow, groups, options, output, schedules
+from pistage.cli import afters, documents, findings, follow, groups, options, output, schedules
 from pistage.cli.connect import Connection, connect
 from pistage.cli.scriptscreen import ScriptScreen
-from pistage.client import Client, Run
+from pistage.client import Client, Run, Triggers
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
 from pistage.owning import running
@@ -70,7 +70,7 @@ def manner_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("run", short_help="Run a definition or a registered action and follow it.")
 @click.argument("target", metavar="FILE|ACTION")
 @options.submission_options
-@click.option("--now", "is_now", is_flag=True, help="Run it at once, also if it has a schedule.")
+@click.option("--now", "is_now", is_flag=True, help="Run it at once, also if it has a schedule, or comes after others.")
 @manner_options
 @click.option("-v", "--verbose", count=True, help="Say more on stderr.")
 @options.client_options
@@ -88,9 +88,10 @@ def run_verb(
     """Run a definition or a registered action and follow it to its end.
 
     Without a server configured and without a `pistage dev`, it runs in an embedded cluster of its own. `-` reads the
-    definition from stdin. One that has a schedule (`schedule`, or `crontab`) is set to be run by that, and not run now,
-    unless with --now. Exit code: 0 succeeded, 1 failed, 3 cancelled; with --wait 6 where no agent there is could
-    ever take a task. Ctrl-C detaches: the run goes on, unless the cluster is embedded, where it is cancelled.
+    definition from stdin. One that has a schedule (`schedule`, or `crontab`), or comes after others (`after`), is set
+    to be run by that, and not run now, unless with --now. Exit code: 0 succeeded, 1 failed, 3 cancelled; with --wait 6
+    where no agent there is could ever take a task. Ctrl-C detaches: the run goes on, unless the cluster is embedded,
+    where it is cancelled.
     """
     from pistage.cli.serve import start_logging
 
@@ -107,24 +108,27 @@ async def _run(
         refuse_unless_it_may_leave(connection, manner)
         with documents.named(target):
             if connection.is_embedded and not is_now:
-                _refuse_schedules(target, body)
+                _refuse_triggers(target, body)
             submit = connection.client.submit_run if is_now else connection.client.submit
             run = await submit(body)
-        if isinstance(run, list):
-            schedules.say_set(run, target)
+        if isinstance(run, Triggers):
+            schedules.say_set(run.schedules, target)
+            afters.say_set(run.after, target)
             return 0
         for finding in run.get("warnings") or []:
             output.say(findings.line(finding, target), fg="yellow")
         return await see_through(connection, run, manner)
 
 
-def _refuse_schedules(target: str, body: dict[str, Any]) -> None:
+def _refuse_triggers(target: str, body: dict[str, Any]) -> None:
     from pistage.core.definition import lint
 
-    if lint(body.get("definition", ""), actions=None).schedules:
+    found = lint(body.get("definition", ""), actions=None)
+    if found.schedules or found.afters:
+        what = "has a schedule" if found.schedules else "comes after other runs"
         raise PistageError(
             Code.USAGE,
-            f"{target} has a schedule, and the cluster of this command ends with it",
+            f"{target} {what}, and the cluster of this command ends with it",
             hint=f"run it once with: pistage run --now {shlex.quote(target)}; or start `pistage dev`, which stays",
         )
 

@@ -103,7 +103,8 @@ def say_set(schedules: Sequence[Schedule], target: str) -> None:
         first = f"next {second_of(upcoming[0])}" if upcoming else "it does not fire" + _why_not(one)
         output.say(f"schedule {one['name']}: {one['cron']} in {one['timezone']}, {first}")
         click.echo(one["name"])
-    output.say(f"run it at once: pistage run --now {shlex.quote(target)}")
+    if schedules:
+        output.say(f"run it at once: pistage run --now {shlex.quote(target)}")
 
 
 @cron_verb.command("rm")

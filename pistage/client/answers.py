@@ -123,6 +123,14 @@ class Schedule(TypedDict, total=False):
     warnings: list[dict[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Triggers:
+    """What was set for a definition that asks to be run by itself: its schedules, and what it comes after, if that."""
+
+    schedules: list[Schedule]
+    after: dict[str, Any] | None
+
+
 class Webhook(TypedDict, total=False):
     """A webhook: what it runs, and what it makes of a payload; `secret` only where it was made just now."""
 

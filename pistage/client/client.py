@@ -25,6 +25,7 @@ from pistage.client.answers import (
     Run,
     Schedule,
     Selection,
+    Triggers,
     Webhook,
     Why,
 )
@@ -76,11 +77,11 @@ class Client:
         headers = {"Idempotency-Key": request_key or _fresh_key()}
         return cast(Run, await self._post("/runs", body, headers=headers, parameters={"now": "1"}))
 
-    async def submit(self, body: Mapping[str, Any], *, request_key: str | None = None) -> Run | list[Schedule]:
-        """The same, but for a definition that asks to be run by a schedule: that is set, and no run is made."""
+    async def submit(self, body: Mapping[str, Any], *, request_key: str | None = None) -> Run | Triggers:
+        """The same, but for a definition that asks to be run by itself: that is set, and no run is made."""
         headers = {"Idempotency-Key": request_key or _fresh_key()}
         made = await self._post("/runs", body, headers=headers)
-        return cast("list[Schedule]", made["schedules"]) if "schedules" in made else cast(Run, made)
+        return Triggers(made["schedules"], made["after"]) if "schedules" in made else cast(Run, made)
 
     async def submit_runs(self, body: Mapping[str, Any], *, request_key: str | None = None) -> dict[str, Any]:
         """Submit up to 1,000 runs of one definition at once, all or none: `items` has the id and number of each.
@@ -278,6 +279,17 @@ class Client:
     async def delete_queue(self, name: str) -> None:
         """Serve a queue with the defaults again."""
         await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/queues/{_quoted(name)}"))
+
+    # --- what comes after runs -----------------------------------------------------------------------------
+
+    async def fetch_afters(self, *, limit: int | None = None, cursor: str | None = None) -> Page:
+        """One page of definitions that come after runs of others, by name."""
+        given = {"limit": limit, "cursor": cursor}
+        return cast(Page, await self._get("/afters", {key: str(v) for key, v in given.items() if v is not None}))
+
+    async def delete_after(self, name: str) -> None:
+        """Let a definition come after nothing; its runs stay."""
+        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/afters/{_quoted(name)}"))
 
     # --- webhooks ------------------------------------------------------------------------------------------
 

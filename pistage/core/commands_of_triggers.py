@@ -1,4 +1,4 @@
-"""Commands of triggers: webhooks, and the runs that deliveries to them make."""
+"""Commands of triggers: webhooks and the runs that deliveries make, and what comes after the end of other runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pistage.core.plan import Plan
-from pistage.core.triggers.settings import Webhook
+from pistage.core.triggers.settings import AfterRule, Webhook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,4 +57,55 @@ class DeliverWebhook:
     source: str = ""
 
 
-TriggerCommand = PutWebhook | DeleteWebhook | DeliverWebhook
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutAfter:
+    """Let `source`, the document of this definition, be run when runs have ended that its rule names."""
+
+    kind: Literal["put_after"] = "put_after"
+    at: int
+    id: str
+    project: str
+    owner: str
+    definition: str
+    rule: AfterRule
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteAfter:
+    """Let a definition come after nothing; its runs stay."""
+
+    kind: Literal["delete_after"] = "delete_after"
+    at: int
+    project: str
+    definition: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterFire:
+    """The run that comes after `after_run`, which has ended."""
+
+    after_run: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FireAfters:
+    """Make the runs of one definition that are due; without a `plan` none is made, and `reason` says why.
+
+    Each is taken or refused by itself: one that was decided before is refused, and so are all where the definition is
+    not as the leader knew it, by its `fence`.
+    """
+
+    kind: Literal["fire_afters"] = "fire_afters"
+    at: int
+    after_id: str
+    fence: int
+    fires: tuple[AfterFire, ...]
+    plan: Plan | None = None
+    reason: str = ""
+
+
+WebhookCommand = PutWebhook | DeleteWebhook | DeliverWebhook
+AfterCommand = PutAfter | DeleteAfter | FireAfters
+TriggerCommand = WebhookCommand | AfterCommand

@@ -89,6 +89,12 @@ WEBHOOK_BODY_S: Final = 10.0  # then the place is another's
 WEBHOOKS_AT_ONCE: Final = 32  # bodies that a master takes in and checks; then 503
 WEBHOOK_DELIVERY_CHARS_MAX: Final = 200  # of the name that a sender gives to a delivery
 
+AFTERS_MAX: Final = 1_000  # definitions of the cluster that come after others
+AFTERS_OF_DEFINITION_MAX: Final = 20
+AFTERS_OF_PIPELINE_MAX: Final = 20  # definitions that come after one: each is a run
+AFTER_DEPTH_MAX: Final = 20  # runs that come after each other; more is a circle that was not seen
+AFTERS_AT_ONCE: Final = 100  # in one command
+
 # --- output ----------------------------------------------------------------------------------------------
 FRAME_BYTES_MAX: Final = 256 * KIB
 FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company

@@ -65,17 +65,19 @@ class Starter(StrEnum):
     RETRY = "retry"
     SCHEDULE = "schedule"
     WEBHOOK = "webhook"
+    RUN = "run"  # the end of another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
     """What started a run: of a schedule its name and the time that the run is for; of a webhook its name; of a retry
-    the run before it."""
+    the run before it; of the end of a run that run, with its `name#42`, and at which place of a chain of such it is."""
 
     kind: Starter = Starter.API
     name: str = ""
     nominal: Instant | None = None
     run_id: str = ""
+    depth: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

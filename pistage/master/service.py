@@ -12,6 +12,7 @@ from pistage.config import MasterConfig, is_loopback, split_address
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
 from pistage.master import founding
+from pistage.master.afters import Afters
 from pistage.master.api import http
 from pistage.master.api.context import Context
 from pistage.master.api.routes import Route, routes_of
@@ -153,6 +154,7 @@ class Master:
             losses=Losses(replica, sessions, lease_s=settings.lease),
             drops=Drops(replica),
             schedules=Schedules(replica, planner, refuse_unless_space=partial(refuse_unless_space, settings)),
+            afters=Afters(replica, planner, refuse_unless_space=partial(refuse_unless_space, settings)),
             removals=Removals(replica, logs, copies),
             sealing=sealing,
             archiving=Archiving(
@@ -194,6 +196,7 @@ async def _lead(context: Context) -> None:
             context.losses.serve(),
             context.drops.serve(),
             context.schedules.serve(),
+            context.afters.serve(),
             context.archiving.lead(),
         )
         async with running(*services, context.members.lead(), context.copies.lead()):

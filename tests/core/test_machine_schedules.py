@@ -76,7 +76,13 @@ def test_a_time_makes_one_run_that_says_what_started_it(cluster: Cluster) -> Non
     assert fire(cluster, 2 * HOUR, run_id="another") == "another leader decided meanwhile"
     assert runs(cluster) == [("id-night", 2 * HOUR, "queued")]
     row = cluster.db.execute("SELECT started_by, owner, source, name, number FROM run").fetchone()
-    assert row == (f'{{"kind":"schedule","name":"night","nominal":{2 * HOUR},"run_id":""}}', "o", "text", "night", 1)
+    assert row == (
+        f'{{"depth":0,"kind":"schedule","name":"night","nominal":{2 * HOUR},"run_id":""}}',
+        "o",
+        "text",
+        "night",
+        1,
+    )
     assert history(cluster) == [(2 * HOUR, "ran", "")]
 
 

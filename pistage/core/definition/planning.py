@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pistage.core import limits
 from pistage.core.codec import to_json
 from pistage.core.definition.admission import check_scheduled
+from pistage.core.definition.afters import afters_field
 from pistage.core.definition.document import Document, read_document
 from pistage.core.definition.fields import count_field, name_field
 from pistage.core.definition.findings import Finding, Page, Report, StopError
@@ -23,6 +24,7 @@ from pistage.core.definition.storage import is_name
 from pistage.core.definition.values import TemplateError
 from pistage.core.languages import DEFAULTS, Language
 from pistage.core.plan import Concurrency, Network, Plan, Task, Volume
+from pistage.core.triggers.settings import After
 
 _QUEUE_DEFAULT = "default"
 _PRIORITY_MAX = 1000
@@ -41,7 +43,8 @@ class Lint:
     """What can be said of a document without running it.
 
     `normalised` is its text after the repairs of R3 and R4, None where it needed none. `images_missing` are the paths
-    of steps whose image must come from whoever uses the document as an action. `schedules` say when it asks to be run.
+    of steps whose image must come from whoever uses the document as an action. `schedules` and `afters` say when it
+    asks to be run.
     """
 
     findings: tuple[Finding, ...]
@@ -52,6 +55,7 @@ class Lint:
     images_missing: tuple[str, ...] = ()
     actions_missing: tuple[str, ...] = ()
     schedules: Schedules = field(default_factory=dict)
+    afters: tuple[After, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -112,6 +116,7 @@ def lint(text: str | bytes, *, actions: Actions | None, languages: Mapping[str, 
         images_missing=tuple(dict.fromkeys(planner.images_missing)),
         actions_missing=tuple(sorted(planner.library.missing)),
         schedules=planner.schedules,
+        afters=planner.afters,
     )
 
 
@@ -145,6 +150,7 @@ class _Planner:
         self.dialect: str | None = None
         self.images_missing: tuple[str, ...] = ()
         self.schedules: Schedules = {}
+        self.afters: tuple[After, ...] = ()
 
     def plan(self, text: str | bytes, parameters: Mapping[str, object], start_node: str | None) -> Plan | None:
         """The plan, or None; the report says why. Reading the errors is the caller's part."""
@@ -156,6 +162,7 @@ class _Planner:
             root = self.document.root
             self._note_name(root)
             self.dialect = dialect_of(root, page)
+            self.afters = afters_field(page, root.get("after"))
             given = self._given(parameters, page)
             parts = self._parts(root, page, given)
             return None if parts is None else self._joined(root, page, parts, start_node)

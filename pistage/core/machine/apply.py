@@ -9,8 +9,10 @@ from typing import Final
 from pistage.core import commands as c
 from pistage.core import commands_of_output as of_output
 from pistage.core import commands_of_triggers as of_triggers
+from pistage.core.commands_of_schedules import ScheduleCommand
 from pistage.core.machine import (
     actions,
+    afters,
     agents,
     attempts,
     masters,
@@ -69,6 +71,7 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
     return Outcome(
         value=value, effects=tuple(turn.effects), runs=tuple(turn.runs), changes=tuple(turn.changes),
         dropped=tuple(turn.dropped), schedules=tuple(turn.schedules), has_new_actions=turn.has_new_actions,
+        has_due_afters=turn.has_due_afters,
         index=index,
     )  # fmt: skip
 
@@ -129,7 +132,15 @@ def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PL
             return placing.assign(turn, command)
         case c.RecordEvents():
             return attempts.record(turn, command)
+        case _:
+            return _carry_out_of_triggers(turn, command)
+
+
+def _carry_out_of_triggers(turn: Turn, command: ScheduleCommand | of_triggers.TriggerCommand) -> dict[str, object]:
+    match command:
         case of_triggers.PutWebhook() | of_triggers.DeleteWebhook() | of_triggers.DeliverWebhook():
             return webhooks.carry_out(turn, command)
+        case of_triggers.PutAfter() | of_triggers.DeleteAfter() | of_triggers.FireAfters():
+            return afters.carry_out(turn, command)
         case _:
             return schedules.carry_out(turn, command)

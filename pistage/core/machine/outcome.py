@@ -58,6 +58,7 @@ class Outcome:
     changes: tuple[Change, ...] = ()  # for the scheduler
     dropped: tuple[str, ...] = ()  # runs whose output every master is to remove
     has_new_actions: bool = False  # or has some no more
+    has_due_afters: bool = False  # what comes after a run that has ended, for the leader, who looks at all of it
     schedules: tuple[str, ...] = ()  # that changed, for the leader, who looks at them again
     index: int = 0
 
@@ -89,6 +90,7 @@ class Turn:
         "db",
         "dropped",
         "effects",
+        "has_due_afters",
         "has_new_actions",
         "index",
         "runs",
@@ -104,6 +106,7 @@ class Turn:
         self.dropped: list[str] = []
         self.schedules: list[str] = []
         self.has_new_actions = False
+        self.has_due_afters = False
         self.runs: dict[str, None] = {}
         self._events = 0
         self._rows: list[tuple[int, str, int, str, str]] = []

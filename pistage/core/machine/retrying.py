@@ -11,7 +11,7 @@ from pistage.core.model import Starter, State, Trigger
 from pistage.core.plan import Plan
 from pistage.errors import Code, PistageError
 
-_SOURCE = "SELECT project, name, number, state, plan FROM run WHERE id = ?"
+_SOURCE = "SELECT project, name, number, state, plan, started_by FROM run WHERE id = ?"
 _COPY_RUN = """
 INSERT INTO run (id, project, name, number, owner, started_by, nominal, state, reason, priority, queue, concurrency,
                  concurrency_limit, retry_of, notes, is_pinned, output_dropped_reason, created_at, plan, source)
@@ -44,7 +44,7 @@ def retry(turn: Turn, command: c.RetryRun) -> dict[str, object]:
     source = turn.db.execute(_SOURCE, (command.retry_of,)).fetchone()
     if source is None:
         raise PistageError(Code.NOT_FOUND, f"no run {command.retry_of}", hint="see pistage ps")
-    project, name, old_number, state, head = source
+    project, name, old_number, state, head, started_by = source
     if not State(state).is_terminal:
         raise PistageError(
             Code.CONFLICT,
@@ -54,7 +54,8 @@ def retry(turn: Turn, command: c.RetryRun) -> dict[str, object]:
     plan: Plan = codec.from_json(Plan, head)
     groups.refuse_if_full(turn, project, [plan.concurrency])
     number = take_numbers(turn, project, name, 1)
-    trigger = codec.to_json(Trigger, Trigger(kind=Starter.RETRY, run_id=command.retry_of))
+    depth = codec.from_json(Trigger, started_by).depth  # what comes after it is no shorter a chain
+    trigger = codec.to_json(Trigger, Trigger(kind=Starter.RETRY, run_id=command.retry_of, depth=depth))
     turn.db.execute(_COPY_RUN, (command.run_id, number, command.owner, trigger, turn.at, command.retry_of))
     turn.db.execute(_COPY_TASKS, {"run_id": command.run_id, "at": turn.at, "source": command.retry_of})
     turn.record(

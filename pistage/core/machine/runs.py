@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pistage.core import commands as c
 from pistage.core.changes import RunBegun, RunEnded, RunReprioritised, TaskUnqueued
 from pistage.core.machine import outputs, waiting
+from pistage.core.machine.endings import note_end
 from pistage.core.machine.outcome import CancelAttempt, ReleaseRun, TaskKey, Turn
 from pistage.core.machine.settling import Waiting, moves, run_state
 from pistage.core.model import State, check_transition
@@ -186,6 +187,7 @@ def move_run(turn: Turn, run_id: str, old: State, new: State, reason: str = "") 
     if new.is_terminal:
         turn.changes.append(RunEnded(run_id))
         turn.record(run_id, "run_finished", state=new, reason=reason)
+        note_end(turn, run_id)
         agents = turn.db.execute(
             "SELECT DISTINCT agent_id FROM attempt WHERE run_id = ? ORDER BY agent_id", (run_id,)
         ).fetchall()

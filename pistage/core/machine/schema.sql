@@ -241,6 +241,43 @@ CREATE TABLE IF NOT EXISTS delivery (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS delivery_by_age ON delivery (until);
 
+-- Definitions that are run when runs of others have ended.
+CREATE TABLE IF NOT EXISTS after_rule (
+  id TEXT PRIMARY KEY,
+  project TEXT NOT NULL,
+  definition TEXT NOT NULL,
+  owner TEXT NOT NULL,
+  fence INTEGER NOT NULL, -- the log index of its last change
+  created_at INTEGER NOT NULL,
+  at INTEGER NOT NULL, -- of its last change
+  spec TEXT NOT NULL, -- JSON of the AfterRule
+  source TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS after_rule_by_definition ON after_rule (project, definition);
+
+-- After runs of which pipelines each of them may be due.
+CREATE TABLE IF NOT EXISTS after_pipeline (
+  project TEXT NOT NULL,
+  pipeline TEXT NOT NULL,
+  after_id TEXT NOT NULL,
+  PRIMARY KEY (project, pipeline, after_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS after_pipeline_of ON after_pipeline (after_id);
+
+-- What is due after a run that has ended, and of the latest what became of it.
+CREATE TABLE IF NOT EXISTS after_due (
+  after_id TEXT NOT NULL,
+  run_id TEXT NOT NULL, -- that has ended
+  at INTEGER NOT NULL, -- of that end, then of the decision
+  depth INTEGER NOT NULL, -- how many runs came after each other, with the one that is due
+  outcome TEXT NOT NULL, -- '' while it is due; then ran, skipped or failed
+  made_run_id TEXT,
+  reason TEXT NOT NULL,
+  PRIMARY KEY (after_id, run_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS after_due_now ON after_due (at, run_id, after_id) WHERE outcome = '';
+CREATE INDEX IF NOT EXISTS after_due_by_age ON after_due (after_id, at, run_id);
+
 -- How long output is kept, where something was said about it; '*' is for all other pipelines of the project.
 CREATE TABLE IF NOT EXISTS retention (
   project TEXT NOT NULL,

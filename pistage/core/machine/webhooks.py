@@ -40,7 +40,7 @@ DELETE FROM delivery WHERE (webhook_id, key) IN (
 """
 
 
-def carry_out(turn: Turn, command: c.TriggerCommand) -> dict[str, object]:
+def carry_out(turn: Turn, command: c.WebhookCommand) -> dict[str, object]:
     """Any of their commands."""
     match command:
         case c.PutWebhook():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final
+
+from pistage.core.model import State
 
 WINDOW_DEFAULT_MS: Final = 24 * 3_600_000
 
@@ -23,3 +26,37 @@ class Webhook:
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     events: tuple[str, ...] = ()
     window_ms: int = WINDOW_DEFAULT_MS
+
+
+class Ending(StrEnum):
+    """How a run has to end for others to come after it."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # or was lost
+    ENDED = "ended"  # in any way, also cancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class After:
+    """A definition comes after each run of `pipeline` that ends so."""
+
+    pipeline: str
+    state: Ending = Ending.SUCCEEDED
+
+    def is_met_by(self, state: State) -> bool:
+        """Whether `state` is such an end."""
+        match self.state:
+            case Ending.SUCCEEDED:
+                return state is State.SUCCEEDED
+            case Ending.FAILED:
+                return state in {State.FAILED, State.LOST}
+            case Ending.ENDED:
+                return state.is_terminal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterRule:
+    """What a definition comes after, and what each of its runs is given."""
+
+    afters: tuple[After, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)

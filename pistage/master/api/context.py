@@ -8,6 +8,7 @@ from aiohttp import web
 
 from pistage.config import MasterConfig
 from pistage.errors import Code, PistageError
+from pistage.master.afters import Afters
 from pistage.master.api.submissions import Planner
 from pistage.master.archiving import Archiving
 from pistage.master.copies import Copies
@@ -41,6 +42,7 @@ class Context:
     losses: Losses
     drops: Drops
     schedules: Schedules
+    afters: Afters
     removals: Removals
     sealing: Sealing
     archiving: Archiving

@@ -13,6 +13,7 @@ from aiohttp import web
 from pistage import __version__
 from pistage.master.api import http
 from pistage.master.api.actions import ActionRoutes
+from pistage.master.api.afters import AfterRoutes
 from pistage.master.api.agents import AgentRoutes
 from pistage.master.api.answering import Means
 from pistage.master.api.cluster import ClusterRoutes
@@ -49,7 +50,8 @@ class Route:
 
 def routes_of(context: Context) -> list[Route]:
     """Every route of a master."""
-    schedules = ScheduleRoutes(context)
+    afters = AfterRoutes(context)
+    schedules = ScheduleRoutes(context, afters)
     runs, why = RunRoutes(context, schedules), WhyRoutes(context)
     means = Means(context.settings.data_dir / "logs")
     output, search = OutputRoutes(context, means), SearchRoutes(context, means)
@@ -86,7 +88,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("PUT", "/api/v1/retention/{name}", lead(retention.put)),
         Route("DELETE", "/api/v1/retention/{name}", lead(retention.delete)),
         *_routes_of_schedules(context, schedules),
-        *_routes_of_triggers(context),
+        *_routes_of_triggers(context, afters),
         Route("GET", "/api/v1/agents", lead(read(agents.list))),
         Route("POST", "/api/v1/agents/{id}/drain", lead(agents.drain)),
         Route("POST", "/api/v1/agents/{id}/resume", lead(agents.resume)),
@@ -122,7 +124,7 @@ def _routes_of_schedules(context: Context, schedules: ScheduleRoutes) -> list[Ro
     ]
 
 
-def _routes_of_triggers(context: Context) -> list[Route]:
+def _routes_of_triggers(context: Context, afters: AfterRoutes) -> list[Route]:
     lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
     webhooks = WebhookRoutes(context)
     return [
@@ -131,6 +133,9 @@ def _routes_of_triggers(context: Context) -> list[Route]:
         Route("GET", "/api/v1/webhooks/{name}", read(webhooks.show)),
         Route("DELETE", "/api/v1/webhooks/{name}", lead(webhooks.delete)),
         Route("POST", "/hooks/{name}", webhooks.receive),
+        Route("GET", "/api/v1/afters", read(afters.list)),
+        Route("GET", "/api/v1/afters/{name}", read(afters.show)),
+        Route("DELETE", "/api/v1/afters/{name}", lead(afters.delete)),
     ]
 
 

@@ -22,7 +22,7 @@ from pistage.master.api import bodies, http, views
 from pistage.master.api.context import Context
 from pistage.master.api.queues import PRIORITY_MAX
 from pistage.master.api.retries import kept_in, parse_retry
-from pistage.master.api.schedules import ScheduleRoutes, asks_for_schedules
+from pistage.master.api.schedules import ScheduleRoutes, asks_for_triggers
 from pistage.master.api.scripts import keyed, keyed_view, parse_script
 from pistage.master.api.submissions import Submission, finding_view, parse_submission
 
@@ -53,7 +53,8 @@ class RunRoutes:
     async def submit(self, request: web.Request) -> web.Response:
         """Make a run of a definition (YAML or JSON), or of {"action": name, "with": {...}}.
 
-        A definition that has a schedule is run by that: {"schedules": […]}; ?now=1 makes a run at once all the same.
+        A definition that has a schedule, or comes after others, is run by that: {"schedules": […], "after": {…}};
+        ?now=1 makes a run at once all the same.
         """
         asked = await self._asked(request)
         return await self._submit(asked, lambda body: parse_submission(body, request.content_type), by=request)
@@ -75,10 +76,10 @@ class RunRoutes:
             return await self._submitted(earlier[0][0], [], status=200)
         context.refuse_unless_space()
         submission = parse(asked.body)
-        if by is not None and not http.is_set(by, "now") and asks_for_schedules(submission):
-            schedules = await self._schedules.put_those_of(submission, by)
-            if schedules:
-                return http.answer({"schedules": schedules}, status=201)
+        if by is not None and not http.is_set(by, "now") and asks_for_triggers(submission):
+            triggers = await self._schedules.put_those_of(submission, by)
+            if triggers is not None:
+                return http.answer(triggers, status=201)
         planned, source = await context.planner.plan(submission, asked.project)
         command = SubmitRun(
             at=wire.now_ms(),

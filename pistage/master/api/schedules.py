@@ -18,6 +18,7 @@ from pistage.core.definition import parse_schedule
 from pistage.core.definition.fields import problem_of_name
 from pistage.errors import Code, PistageError
 from pistage.master.api import bodies, http, views
+from pistage.master.api.afters import AfterRoutes
 from pistage.master.api.context import Context
 from pistage.master.api.submissions import Submission, finding_view
 from pistage.master.state import Snapshot
@@ -37,8 +38,8 @@ class _Asked(bodies.Body):
 class ScheduleRoutes:
     """Handlers under /api/v1/schedules."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, context: Context, afters: AfterRoutes) -> None:
+        self._context, self._afters = context, afters
 
     async def list(self, request: web.Request) -> web.Response:
         """Schedules by name, each with when it fires next and what became of its last time; ?limit= &cursor=."""
@@ -121,20 +122,25 @@ class ScheduleRoutes:
             row = await _required(snapshot, project, name)
             return await self._view(snapshot, row, count=count)
 
-    async def put_those_of(self, submission: Submission, request: web.Request) -> Sequence[dict[str, Any]]:
-        """Set the schedules that a document asks for by itself, instead of running it now; how they look.
+    async def put_those_of(self, submission: Submission, request: web.Request) -> dict[str, Any] | None:
+        """Set what a document asks for, to be run by itself and not now: its schedules, and what it comes after.
 
-        None is set, and the list is empty, where it asks for none.
+        How they look, {"schedules", "after"}; None where it asks for neither.
         """
         context, project = self._context, self._context.project_of(request)
         found = await context.planner.lint(submission, project)
-        if not found.schedules or found.name is None:
-            return []
+        if found.name is None or not (found.schedules or found.afters):
+            return None
         text = submission.text.decode() if isinstance(submission.text, bytes) else submission.text
         for schedule in found.schedules.values():  # each has parameters of its own
             given = submission.parameters | dict(schedule.parameters)
             await context.planner.plan(replace(submission, parameters=given), project)
+        if found.afters:
+            await context.planner.plan(submission, project)
+        after = await self._afters.put(request, found.name, found.afters, text, submission.parameters)
         schedules = found.schedules
+        if not schedules and not await self._has_schedules(project, found.name):
+            return {"schedules": [], "after": after}
         new = tuple(
             NewSchedule(
                 id=wire.new_id(), name=own,
@@ -147,7 +153,12 @@ class ScheduleRoutes:
             source=text, start_node=submission.start_node,
         )  # fmt: skip
         await context.replica.propose(command)
-        return [await self._shown(project, own, 10) for own in schedules]
+        return {"schedules": [await self._shown(project, own, 10) for own in schedules], "after": after}
+
+    async def _has_schedules(self, project: str, definition: str) -> bool:
+        async with self._context.replica.reader.snapshot() as snapshot:
+            sql = f"{_SCHEDULES} WHERE project = ? AND definition = ? LIMIT 1"
+            return await snapshot.row(sql, (project, definition)) is not None
 
     async def _view(self, snapshot: Snapshot, row: Row, *, count: int) -> dict[str, Any]:
         schedule: Schedule = codec.from_json(Schedule, row["spec"])
@@ -204,10 +215,10 @@ WHERE fire.schedule_id = ? AND fire.nominal < ? ORDER BY fire.nominal DESC LIMIT
 """
 
 
-def asks_for_schedules(submission: Submission) -> bool:
+def asks_for_triggers(submission: Submission) -> bool:
     """Whether to look closer: most documents have no such word in them."""
     text = submission.text if isinstance(submission.text, bytes) else submission.text.encode()
-    return submission.action is None and (b"crontab" in text or b"schedule" in text)
+    return submission.action is None and any(word in text for word in (b"crontab", b"schedule", b"after"))
 
 
 def _refuse_bad_name(name: str) -> None:

@@ -309,7 +309,7 @@ def test_unknown_keys_are_warnings_with_the_nearest_known_one() -> None:
     ]
     assert result.findings[0].hint == "did you mean 'image'?"
     assert result.findings[1].hint is not None and result.findings[1].hint.startswith(
-        "a definition can have agent, args, async"
+        "a definition can have after, agent, args, async"
     )
 
 
@@ -321,7 +321,6 @@ def test_unknown_keys_are_warnings_with_the_nearest_known_one() -> None:
         "matrix",
         "secrets",
         "cache",
-        "after",
         "notify",
         "triggers",
     ],

@@ -12,7 +12,7 @@ import pytest
 from pistage import wire
 from pistage.config import MasterConfig
 from pistage.errors import Code, PistageError
-from pistage.master.api.http import OPEN_PATHS
+from pistage.master.api.http import OPEN_PATHS, OPEN_ROUTES
 from pistage.master.replica import Replica
 from pistage.master.service import Master
 from tests.master.fakes import HELLO_YAML, a_master, an_agent
@@ -35,6 +35,7 @@ async def test_every_route_wants_the_token_but_two(tmp_path: Path) -> None:
                 status, body = await api.call(route.method, path, headers=headers)
                 assert status == (200 if route.path in OPEN_PATHS else 401), (route, body)
     assert {"/livez", "/readyz"} == OPEN_PATHS
+    assert {"/hooks/{name}"} == OPEN_ROUTES  # it wants a signature instead, and says 401 to what has none
 
 
 async def test_the_token_is_asked_for_before_the_body_is_read(tmp_path: Path) -> None:

@@ -341,6 +341,7 @@ async def test_a_secret_is_shown_once_and_never_again(tmp_path: Path, caplog: py
         ({"events": [""]}, "'events' is at most 100 names"),
         ({"definition": "name: x"}, "run"),
         ({"definition": "name: x\nimage: a\nrun: echo {{ .what }}\n", "inputs": {}}, "nothing gives the parameter"),
+        ({"definition": "name: x\nrun: echo\n", "inputs": {}}, "has no image"),
         ({"action": "nobody"}, "expected one of action and definition"),
         ({"definition": None, "action": "nobody"}, "no action 'nobody'"),
         ({"more": 1}, "more"),

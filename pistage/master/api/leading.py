@@ -209,6 +209,8 @@ def _silent(url: str, error: Exception) -> PistageError:
 async def _ask(context: Context, request: web.Request, url: str, body: bytes) -> aiohttp.ClientResponse:
     headers = {key: value for key, value in request.headers.items() if key.lower() not in _OF_THE_CONNECTION}
     headers[FORWARDED] = context.replica.node_id
+    if "Authorization" not in request.headers:  # of a webhook: the session would lend it the masters' own credential
+        headers["Authorization"] = ""
     return await context.peers.http.request(
         request.method,
         url + request.path_qs,

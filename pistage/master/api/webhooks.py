@@ -133,6 +133,9 @@ class WebhookRoutes:
         found = await planner.lint(Submission(asked.definition or "", asked.action), project)
         if found.errors:
             raise _refusal(found.errors[0].message, found.errors[0].hint, map(finding_view, found.findings))
+        if found.images_missing:
+            message = f"{found.images_missing[0] or 'its step'} has no image: this is an action for others to use"
+            raise _refusal(message, "give it an image", [])
         text = asked.definition
         if asked.action is not None:
             text = (await planner.find_action(asked.action, project)).text

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from pistage.cli.run import _refuse_triggers
 from pistage.errors import Code, PistageError
 from tests.cli.conftest import AT, FakeMaster, Pistage
 
@@ -170,3 +171,13 @@ def test_show_says_what_started_a_run(
     assert pistage("show", "demo#1") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  started ")]
     assert line == f"  started  {told}"
+
+
+@pytest.mark.parametrize(("key", "told"), [("after: Build", "comes after"), ("schedule: '@daily'", "has a schedule")])
+def test_what_runs_by_itself_is_not_set_in_a_cluster_that_ends_with_the_command(key: str, told: str) -> None:
+    text = f"name: Deploy\n{key}\nimage: busybox\nrun: echo\n"
+    with pytest.raises(PistageError, match=told) as refused:
+        _refuse_triggers("deploy.yaml", {"definition": text})
+    assert refused.value.code is Code.USAGE
+    assert "pistage run --now deploy.yaml" in str(refused.value.hint)
+    _refuse_triggers("deploy.yaml", {"definition": text.replace(f"{key}\n", "")})

@@ -81,7 +81,7 @@ class Client:
         """The same, but for a definition that asks to be run by itself: that is set, and no run is made."""
         headers = {"Idempotency-Key": request_key or _fresh_key()}
         made = await self._post("/runs", body, headers=headers)
-        return Triggers(made["schedules"], made["after"]) if "schedules" in made else cast(Run, made)
+        return Triggers(made["schedules"], made.get("after")) if "schedules" in made else cast(Run, made)
 
     async def submit_runs(self, body: Mapping[str, Any], *, request_key: str | None = None) -> dict[str, Any]:
         """Submit up to 1,000 runs of one definition at once, all or none: `items` has the id and number of each.

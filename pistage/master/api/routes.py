@@ -87,8 +87,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/api/v1/retention", read(retention.list)),
         Route("PUT", "/api/v1/retention/{name}", lead(retention.put)),
         Route("DELETE", "/api/v1/retention/{name}", lead(retention.delete)),
-        *_routes_of_schedules(context, schedules),
-        *_routes_of_triggers(context, afters),
+        *_routes_of_triggers(context, schedules, afters),
         Route("GET", "/api/v1/agents", lead(read(agents.list))),
         Route("POST", "/api/v1/agents/{id}/drain", lead(agents.drain)),
         Route("POST", "/api/v1/agents/{id}/resume", lead(agents.resume)),
@@ -124,10 +123,11 @@ def _routes_of_schedules(context: Context, schedules: ScheduleRoutes) -> list[Ro
     ]
 
 
-def _routes_of_triggers(context: Context, afters: AfterRoutes) -> list[Route]:
+def _routes_of_triggers(context: Context, schedules: ScheduleRoutes, afters: AfterRoutes) -> list[Route]:
     lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
     webhooks = WebhookRoutes(context)
     return [
+        *_routes_of_schedules(context, schedules),
         Route("GET", "/api/v1/webhooks", read(webhooks.list)),
         Route("PUT", "/api/v1/webhooks/{name}", lead(webhooks.put)),
         Route("GET", "/api/v1/webhooks/{name}", read(webhooks.show)),

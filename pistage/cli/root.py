@@ -43,6 +43,7 @@ VERBS: Final[dict[str, Verb]] = {
     "plan": Verb("definitions", "Show what would run: tasks, steps, images, commands.", _RUN),
     "action": Verb("actions", "List, register, show and remove actions.", _RUN),
     "cron": Verb("schedules", "Run definitions and actions by schedules.", _RUN),
+    "notice": Verb("notices", "Say who is told when runs end.", _RUN),
     "ps": Verb("runs", "List runs, the newest first.", _LOOK),
     "show": Verb("runs", "Show a run: its tasks, attempts and steps.", _LOOK),
     "logs": Verb("logs", "Print the output of a run, a task or a step.", _LOOK),

@@ -86,6 +86,7 @@ class Run(TypedDict, total=False):
     started_at: str | None
     finished_at: str | None
     tasks: list[Task]
+    notices: list[dict[str, Any]]  # of its end
     applied_index: int
 
 
@@ -120,6 +121,20 @@ class Schedule(TypedDict, total=False):
     next: list[str]
     last: dict[str, Any] | None
     warnings: list[dict[str, Any]]
+
+
+class Receiver(TypedDict, total=False):
+    """Who is told of runs that end; of its URL only the host, of its headers the names."""
+
+    name: str
+    url: str
+    on: list[str]
+    pipelines: list[str] | None  # None: of all
+    body: str
+    headers: list[str]
+    has_secret: bool
+    owner: str
+    changed_at: str
 
 
 class Retention(TypedDict, total=False):

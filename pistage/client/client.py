@@ -21,6 +21,7 @@ from pistage.client.answers import (
     Page,
     Pattern,
     Queue,
+    Receiver,
     Retention,
     Run,
     Schedule,
@@ -277,6 +278,24 @@ class Client:
     async def delete_queue(self, name: str) -> None:
         """Serve a queue with the defaults again."""
         await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/queues/{_quoted(name)}"))
+
+    # --- notices -------------------------------------------------------------------------------------------
+
+    async def fetch_receivers(self) -> list[Receiver]:
+        """Who is told of runs that end."""
+        return cast("list[Receiver]", (await self._get("/notices"))["items"])
+
+    async def put_receiver(self, name: str, body: Mapping[str, Any]) -> Receiver:
+        """Tell it of runs that end: `body` is {"url", "on", "pipelines", "body", "headers", "secret"}."""
+        return cast(Receiver, await self._send("PUT", f"/notices/{_quoted(name)}", body))
+
+    async def delete_receiver(self, name: str) -> None:
+        """Tell it no more."""
+        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/notices/{_quoted(name)}"))
+
+    async def test_receiver(self, name: str) -> dict[str, Any]:
+        """Send it a notice of a run that never was: whether it was delivered, the status and the reason."""
+        return dict(await self._post(f"/notices/{_quoted(name)}/test", {}))
 
     # --- retention -----------------------------------------------------------------------------------------
 

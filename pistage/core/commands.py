@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Discriminator
 
 from pistage.core.changes import QueueSettings
+from pistage.core.commands_of_notices import NoticeCommand
 from pistage.core.commands_of_output import (
     ArchiveOutput,
     DeleteRetention,
@@ -391,6 +392,7 @@ Command = Annotated[
     | ArchiveOutput
     | ForgetArchive
     | ScheduleCommand
+    | NoticeCommand
     | RegisterAgent
     | LoseAgent
     | PauseLosses

@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 
 from pistage.config import MasterConfig, is_loopback, split_address
+from pistage.core.addresses import AddressRules
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
 from pistage.master import founding
@@ -28,6 +29,8 @@ from pistage.master.logwriter import Bounds
 from pistage.master.losses import Losses
 from pistage.master.members import Members
 from pistage.master.mending import Mender
+from pistage.master.notices import Notices
+from pistage.master.outward import Outward
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.retention import Drops, Removals, dropped_in
@@ -71,6 +74,7 @@ class Master:
                 f"a lease of {self._settings.lease:g} s is no more than two heartbeats: every agent would be lost",
                 hint="set lease to several times the heartbeat",
             )
+        AddressRules.of(self._settings.notice_allow)  # refused before anything is touched
         self.url = founding.advertised(self._settings)
         async with AsyncExitStack() as stack:
             await self._start(stack, host, port)
@@ -139,6 +143,8 @@ class Master:
         dispatch = Dispatch(replica, sessions, logs)
         sessions.on_change(dispatch.wake)
         planner = Planner(lambda: replica.reader.path, languages_of(settings))
+        outward = Outward(AddressRules.of(settings.notice_allow))
+        stack.push_async_callback(outward.close)
         run_signals = Signals()
         replica.on_applied(lambda outcome: _wake_runs(run_signals, outcome))
         return Context(
@@ -153,6 +159,8 @@ class Master:
             losses=Losses(replica, sessions, lease_s=settings.lease),
             drops=Drops(replica),
             schedules=Schedules(replica, planner, refuse_unless_space=partial(refuse_unless_space, settings)),
+            outward=outward,
+            notices=Notices(replica, outward),
             removals=Removals(replica, logs, copies),
             sealing=sealing,
             archiving=Archiving(
@@ -194,6 +202,7 @@ async def _lead(context: Context) -> None:
             context.losses.serve(),
             context.drops.serve(),
             context.schedules.serve(),
+            context.notices.serve(),
             context.archiving.lead(),
         )
         async with running(*services, context.members.lead(), context.copies.lead()):

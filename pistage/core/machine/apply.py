@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Final
 
 from pistage.core import commands as c
+from pistage.core import commands_of_notices as of_notices
 from pistage.core import commands_of_output as of_output
 from pistage.core.machine import (
     actions,
@@ -14,6 +15,7 @@ from pistage.core.machine import (
     attempts,
     masters,
     meta,
+    notices,
     outputs,
     placing,
     queues,
@@ -67,7 +69,7 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
     return Outcome(
         value=value, effects=tuple(turn.effects), runs=tuple(turn.runs), changes=tuple(turn.changes),
         dropped=tuple(turn.dropped), schedules=tuple(turn.schedules), has_new_actions=turn.has_new_actions,
-        index=index,
+        deliveries=tuple(turn.deliveries), index=index,
     )  # fmt: skip
 
 
@@ -127,5 +129,7 @@ def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PL
             return placing.assign(turn, command)
         case c.RecordEvents():
             return attempts.record(turn, command)
+        case of_notices.PutReceiver() | of_notices.DeleteReceiver() | of_notices.RecordTry():
+            return notices.carry_out(turn, command)
         case _:
             return schedules.carry_out(turn, command)

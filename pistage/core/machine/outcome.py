@@ -59,6 +59,7 @@ class Outcome:
     dropped: tuple[str, ...] = ()  # runs whose output every master is to remove
     has_new_actions: bool = False  # or has some no more
     schedules: tuple[str, ...] = ()  # that changed, for the leader, who looks at them again
+    deliveries: tuple[tuple[str, int], ...] = ()  # notices that are new or changed: run and position
     index: int = 0
 
 
@@ -87,6 +88,7 @@ class Turn:
         "at",
         "changes",
         "db",
+        "deliveries",
         "dropped",
         "effects",
         "has_new_actions",
@@ -103,6 +105,7 @@ class Turn:
         self.changes: list[Change] = []
         self.dropped: list[str] = []
         self.schedules: list[str] = []
+        self.deliveries: list[tuple[str, int]] = []
         self.has_new_actions = False
         self.runs: dict[str, None] = {}
         self._events = 0

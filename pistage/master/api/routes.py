@@ -19,6 +19,7 @@ from pistage.master.api.cluster import ClusterRoutes
 from pistage.master.api.context import Context
 from pistage.master.api.events import EventRoutes
 from pistage.master.api.leading import after_reading_up, at_the_leader, sent_to_the_leader
+from pistage.master.api.notices import NoticeRoutes
 from pistage.master.api.output import OutputRoutes
 from pistage.master.api.peers import PeerRoutes
 from pistage.master.api.queues import QueueRoutes
@@ -85,6 +86,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("PUT", "/api/v1/retention/{name}", lead(retention.put)),
         Route("DELETE", "/api/v1/retention/{name}", lead(retention.delete)),
         *_routes_of_schedules(context, schedules),
+        *_routes_of_notices(context),
         Route("GET", "/api/v1/agents", lead(read(agents.list))),
         Route("POST", "/api/v1/agents/{id}/drain", lead(agents.drain)),
         Route("POST", "/api/v1/agents/{id}/resume", lead(agents.resume)),
@@ -117,6 +119,18 @@ def _routes_of_schedules(context: Context, schedules: ScheduleRoutes) -> list[Ro
         Route("GET", "/api/v1/schedules/{name}/fires", read(schedules.fires)),
         Route("POST", "/api/v1/schedules/{name}/pause", lead(schedules.pause)),
         Route("POST", "/api/v1/schedules/{name}/resume", lead(schedules.resume)),
+    ]
+
+
+def _routes_of_notices(context: Context) -> list[Route]:
+    notices = NoticeRoutes(context)
+    lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
+    return [
+        Route("GET", "/api/v1/runs/{id}/notices", read(notices.of_run)),
+        Route("GET", "/api/v1/notices", read(notices.list)),
+        Route("PUT", "/api/v1/notices/{name}", lead(notices.put)),
+        Route("DELETE", "/api/v1/notices/{name}", lead(notices.delete)),
+        Route("POST", "/api/v1/notices/{name}/test", lead(notices.test)),
     ]
 
 

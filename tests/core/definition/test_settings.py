@@ -322,7 +322,6 @@ def test_unknown_keys_are_warnings_with_the_nearest_known_one() -> None:
         "secrets",
         "cache",
         "after",
-        "notify",
         "triggers",
     ],
 )

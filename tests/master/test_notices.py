@@ -13,6 +13,7 @@ from pistage import wire
 from pistage.core import limits
 from tests.master.fake_receiver import FakeReceiver, a_receiver
 from tests.master.fakes import HELLO_YAML, Api, FakeAgent, a_master, an_agent
+from tests.master.test_output_failover import three_masters
 
 LOOPBACK = {"notice_allow": ("127.0.0.0/8",)}
 SECRET = "a secret of tests"
@@ -282,3 +283,48 @@ async def test_who_is_removed_is_told_nothing_more_of_what_was_on_its_way(tmp_pa
         await settled(api, other, tries=1)
         deliveries = [got.headers["X-Pistage-Delivery"] for got in receiver.got]
         assert deliveries[0] == f"{run['id']}-1" and set(deliveries[1:]) == {f"{other['id']}-1"}
+
+
+@pytest.mark.slow
+async def test_a_leader_that_goes_between_the_end_of_a_run_and_its_notice_leaves_it_to_the_next(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await go_on.wait()
+        return web.Response(status=204)
+
+    async with a_receiver(answer=slow) as receiver, three_masters(tmp_path, **LOOPBACK) as masters:
+        first = await masters.leader()
+        await put(first, receiver, secret=SECRET)
+        async with an_agent(first) as (agent, _):
+            run = await a_run(first, agent, exit_code=1)
+        await receiver.until(lambda got: got)  # it is on its way, and nothing of that is recorded
+        await masters.stop(first.url)
+        second = await masters.leader(other_than=first.url)
+        go_on.set()
+        (told,) = await settled(second, run)
+        assert (told["state"], told["tries"]) == ("delivered", 1)
+        assert [got.headers["X-Pistage-Delivery"] for got in receiver.got] == [told["delivery"]] * 2
+        assert len({got.body for got in receiver.got}) == 1 and all(got.is_signed_with(SECRET) for got in receiver.got)
+
+
+async def test_a_master_that_is_started_again_goes_on_with_the_tries_that_were_recorded(
+    tmp_path: Path, at_once: None
+) -> None:
+    go_on = asyncio.Event()
+
+    async def third(request: web.Request) -> web.StreamResponse:
+        if len(receiver.got) == 3:
+            go_on.set()
+            await asyncio.Event().wait()
+        return web.Response(status=500 if len(receiver.got) < 3 else 204)
+
+    async with a_receiver(answer=third) as receiver:
+        async with a_master(tmp_path, **LOOPBACK) as api, an_agent(api) as (agent, _):
+            await put(api, receiver)
+            run = await a_run(api, agent, exit_code=1)
+            await go_on.wait()
+        async with a_master(tmp_path, **LOOPBACK) as api:
+            (told,) = await settled(api, run)
+            assert (told["state"], told["tries"], len(receiver.got)) == ("delivered", 3, 4)
+            assert {got.headers["X-Pistage-Delivery"] for got in receiver.got} == {told["delivery"]}

@@ -104,7 +104,7 @@ def remove_receiver(*, name: str, config: Config[ClientConfig]) -> None:
 @notice_verb.command("test")
 @click.argument("name")
 @options.client_options
-def test_receiver(*, name: str, config: Config[ClientConfig]) -> None:
+def test_receiver(*, name: str, config: Config[ClientConfig]) -> int:
     """Send it a notice of a run that never was, once; exits with 1 unless it takes that."""
 
     async def send() -> dict[str, Any]:
@@ -114,8 +114,9 @@ def test_receiver(*, name: str, config: Config[ClientConfig]) -> None:
     said = groups.run(send())
     if not said["is_delivered"]:
         output.say(f"{name}: not delivered: {said['reason']}", fg="red")
-        raise SystemExit(1)
+        return 1
     output.say(f"{name}: delivered, it answered {said['status']}")
+    return 0
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -175,6 +175,8 @@ class Notices:
     async def _sent(self, notice: Notice) -> Tried:
         if self._replica.now_ms() >= notice.created_at + limits.NOTICE_AGE_MAX_MS:
             return Tried(verdict=Verdict.GIVEN_UP, reason="there was no leader to deliver it within a day")
+        if notice.receiver is None or notice.told is None:
+            return Tried(verdict=Verdict.GIVEN_UP, reason="what the state has of it cannot be read")
         try:
             return await self._send(notice.receiver, notice.told, notice.delivery)
         except PistageError as refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from sqlite3 import Row
@@ -12,8 +13,11 @@ from pistage.core import codec, limits
 from pistage.core.definition.messages import RUN_ENDED, Told
 from pistage.core.model import Trigger
 from pistage.core.notices import Notify, Receiver
+from pistage.errors import Code, PistageError
 from pistage.master.api import views
 from pistage.master.state import Snapshot
+
+log = logging.getLogger(__name__)
 
 #: A notice: the run, and its position among the run's.
 Key = tuple[str, int]
@@ -58,13 +62,13 @@ def _waiting(row: Row) -> Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """All that is needed to send one."""
+    """All that is needed to send one; `receiver` and `told` are None where the state cannot be read."""
 
     key: Key
     tries: int
     created_at: int
-    receiver: Receiver
-    told: Told
+    receiver: Receiver | None = None
+    told: Told | None = None
 
     @property
     def delivery(self) -> str:
@@ -77,24 +81,30 @@ async def notice(snapshot: Snapshot, key: Key) -> Notice | None:
     row = await snapshot.row(_NOTICE, key)
     if row is None:
         return None
+    found = Notice(key=key, tries=row["tries"], created_at=row["created_at"])
+    try:
+        return replace(found, receiver=_receiver(row), told=await _told(snapshot, key[0]))
+    except PistageError as error:
+        log.error("run=%s notice=%d cannot be read: %s", *key, error.message)
+        return found
+
+
+def _receiver(row: Row) -> Receiver:
     notify = None
     if row["notify"] is not None:
-        notifies: tuple[Notify, ...] = codec.from_json(tuple[Notify, ...], row["notifies"])
-        notify = notifies[row["notify"]]
+        notifies: tuple[Notify, ...] = codec.from_json(tuple[Notify, ...], row["notifies"] or "[]")
+        notify = notifies[row["notify"]] if row["notify"] < len(notifies) else None
     if row["spec"] is not None:
         receiver: Receiver = codec.from_json(Receiver, row["spec"])
-        receiver = replace(receiver, body=notify.body or receiver.body) if notify is not None else receiver
-    else:
-        assert notify is not None and notify.url, "a notice without a receiver was not given up"
-        receiver = Receiver(url=notify.url, body=notify.body)
-    return Notice(
-        key=key, tries=row["tries"], created_at=row["created_at"], receiver=receiver, told=await _told(snapshot, key[0])
-    )  # fmt: skip
+        return replace(receiver, body=notify.body or receiver.body) if notify is not None else receiver
+    if notify is None or not notify.url:
+        raise PistageError(Code.INTERNAL, "nothing says where it is to go")
+    return Receiver(url=notify.url, body=notify.body)
 
 
 _NOTICE: Final = """
 SELECT delivery.notify, delivery.tries, delivery.created_at, receiver.spec,
-  json_extract(run.plan, '$.notify') AS notifies
+  CASE WHEN json_valid(run.plan) THEN json_extract(run.plan, '$.notify') END AS notifies
 FROM delivery JOIN run ON run.id = delivery.run_id
 LEFT JOIN receiver ON receiver.project = delivery.project AND receiver.name = delivery.receiver
 WHERE delivery.run_id = ? AND delivery.position = ? AND delivery.state = 'waiting'
@@ -111,7 +121,8 @@ ORDER BY state IN ('succeeded', 'skipped'), position LIMIT ?
 
 async def _told(snapshot: Snapshot, run_id: str) -> Told:
     run = await snapshot.row(_RUN, (run_id,))
-    assert run is not None, "a notice is of a run"
+    if run is None:
+        raise PistageError(Code.INTERNAL, "its run is not there")
     trigger: Trigger = codec.from_json(Trigger, run["started_by"])
     rows = await snapshot.rows(_TASKS, (run_id, limits.NOTICE_TASKS_MAX))
     count = int(await snapshot.value("SELECT COUNT(*) FROM task WHERE run_id = ?", (run_id,)))

@@ -166,3 +166,16 @@ def test_the_same_log_gives_the_same_notices(state: State) -> None:
         deed(other)
     assert list(state.db.iterdump()) == list(other.db.iterdump())
     other.db.close()
+
+
+def test_rows_that_cannot_be_read_keep_no_run_from_ending(state: State) -> None:
+    state.put("bad", on=tuple(End))
+    state.put("ops", on=tuple(End))
+    state.db.execute("UPDATE receiver SET spec = '{' WHERE name = 'bad'")
+    for poison in ("{{", '{"notify": 7}', '{"notify": [{"nope": 1}]}', "[]", '"x"'):
+        plan = replace(a_plan(name="night"), notify=(Notify(url=URL, on=tuple(End)),))
+        run_id = f"r{state.index}"
+        state.apply(c.SubmitRun(at=1, run_id=run_id, project="default", owner="o", plan=plan, source=""))
+        state.db.execute("UPDATE run SET plan = ? WHERE id = ?", (poison, run_id))
+        state.apply(c.CancelRun(at=2, run_id=run_id, owner="o", reason="enough"))
+        assert state.rows(run_id, "receiver, state") == [("ops", "waiting")], poison

@@ -282,3 +282,23 @@ def test_waits_between_tries_are_those_that_are_promised(group_of: Callable[...,
     promised = [1, 4, 16, 64, 256, 600, 600, 600, 600]
     assert len(waits) == len(promised)
     assert all(0.8 * one <= wait <= 1.2 * one + 1.5 for wait, one in zip(waits, promised, strict=True))
+
+
+def test_what_cannot_be_read_is_given_up_and_stops_no_leader(group_of: Callable[..., Group]) -> None:
+    group = group_of(1, is_deadly=False)
+    group.put(GOOD)
+    group.put("bad")
+    inline = Notify(url=f"https://{GOOD}.inline.example/", on=tuple(End))
+    poisoned = [group.end_a_run(inline) for _ in range(3)]
+    for run_id, poison in zip(poisoned, ("{{", '{"notify": 7}', "[]"), strict=True):
+        group.db.execute("UPDATE run SET plan = ? WHERE id = ?", (poison, run_id))
+    group.db.execute("UPDATE receiver SET spec = '{}' WHERE name = 'bad'")
+    group.db.execute("UPDATE run SET started_by = '' WHERE id = ?", (poisoned[0],))
+    group.elect()
+    fine = group.end_a_run()
+    group.loop.run_until(60)
+    found = {(run_id, receiver): (state, reason) for run_id, _, receiver, state, _, reason, *_ in group.rows()}
+    unread = ("given_up", "what the state has of it cannot be read")
+    assert found.pop((poisoned[0], GOOD)) == unread
+    assert all(found.pop((run_id, None)) == found.pop((run_id, "bad")) == unread for run_id in poisoned)
+    assert found == {(run_id, GOOD): ("delivered", "204") for run_id in (*poisoned[1:], fine)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from pistage.core import codec, limits
 from pistage.core import commands_of_notices as c
@@ -17,7 +17,10 @@ INSERT INTO receiver (project, name, owner, at, spec) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (project, name) DO UPDATE SET owner = excluded.owner, at = excluded.at, spec = excluded.spec
 """
 _RECEIVERS = "SELECT name, spec FROM receiver WHERE project = ? ORDER BY name"
-_ENDED = "SELECT project, name, state, json_extract(plan, '$.notify') FROM run WHERE id = ?"
+# A row that cannot be read must neither keep a run from ending nor stop every master.
+_ENDED = """
+SELECT project, name, state, CASE WHEN json_valid(plan) THEN json_extract(plan, '$.notify') END FROM run WHERE id = ?
+"""
 _INSERT = """
 INSERT INTO delivery (run_id, position, project, pipeline, receiver, notify, state, tries, due_at, created_at, ended_at,
                       status, reason)
@@ -99,11 +102,12 @@ class _Due:
 def run_ended(turn: Turn, run_id: str) -> None:
     """The run is in its last state: note who is to be told. Called once, in the turn that brings it there."""
     project, pipeline, state, said = turn.db.execute(_ENDED, (run_id,)).fetchone()
-    notifies: tuple[Notify, ...] = codec.from_json(tuple[Notify, ...], said) if said else ()
+    notifies: tuple[Notify, ...] = _read(tuple[Notify, ...], said) or () if said else ()
     rows = turn.db.execute(_RECEIVERS, (project,)).fetchall()
     if not notifies and not rows:
         return
-    receivers: dict[str, Receiver] = {name: codec.from_json(Receiver, spec) for name, spec in rows}
+    read = {name: _read(Receiver, spec) for name, spec in rows}
+    receivers: dict[str, Receiver] = {name: receiver for name, receiver in read.items() if receiver is not None}
     due = list(_due(pipeline, End(state), notifies, receivers))
     for position, one in enumerate(due, 1):
         is_over = bool(one.problem)
@@ -114,6 +118,13 @@ def run_ended(turn: Turn, run_id: str) -> None:
         turn.deliveries.append((run_id, position))
     if due:
         _give_up_what_is_too_much(turn)
+
+
+def _read(kind: Any, text: str) -> Any:
+    try:
+        return codec.from_json(kind, text)
+    except PistageError:
+        return None
 
 
 def _due(pipeline: str, end: End, notifies: tuple[Notify, ...], receivers: dict[str, Receiver]) -> Iterator[_Due]:

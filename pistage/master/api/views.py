@@ -180,7 +180,8 @@ async def notices_of(snapshot: Snapshot, run_id: str) -> list[dict[str, Any]]:
     found = []
     for row in await snapshot.rows(_NOTICES, (run_id,)):
         notifies: tuple[Notify, ...] = codec.from_json(tuple[Notify, ...], row["notifies"] or "[]")
-        url = shown_url(notifies[row["notify"]].url) if row["receiver"] is None else None
+        is_inline = row["receiver"] is None and row["notify"] < len(notifies)
+        url = shown_url(notifies[row["notify"]].url) if is_inline else None
         found.append(
             {"delivery": f"{run_id}-{row['position']}", "receiver": row["receiver"], "url": url, "state": row["state"]}
             | {key: row[key] for key in ("tries", "status", "reason")}
@@ -192,7 +193,7 @@ async def notices_of(snapshot: Snapshot, run_id: str) -> list[dict[str, Any]]:
 _NOTICES = """
 SELECT delivery.position, delivery.receiver, delivery.notify, delivery.state, delivery.tries, delivery.status,
   delivery.reason, delivery.due_at, delivery.created_at, delivery.ended_at,
-  json_extract(run.plan, '$.notify') AS notifies
+  CASE WHEN json_valid(run.plan) THEN json_extract(run.plan, '$.notify') END AS notifies
 FROM delivery JOIN run ON run.id = delivery.run_id WHERE delivery.run_id = ? ORDER BY delivery.position
 """
 

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S: Final = 1.0  # at the clock, which may be set
 _AGAIN_S: Final = 0.5
+_TEST_S: Final = 6.0  # somebody waits for it, and asks another master after 8 s
 _AGENT: Final = f"Pistage/{__version__}"
 _OURS: Final = Tried(verdict=Verdict.WAITING, reason="a fault of ours; the master's log has more")
 
@@ -206,9 +207,17 @@ class Notices:
     # --- by hand -------------------------------------------------------------------------------------------------
 
     async def test(self, receiver: Receiver, told: Told, delivery: str) -> Tried:
-        """Send one now, once, that nobody records; PistageError `invalid` if its body cannot be made."""
-        async with self._tests:
-            return await self._send(receiver, told, delivery)
+        """Send one now, once, that nobody records.
+
+        PistageError `invalid` if its body cannot be made, `unavailable` while many others are tested.
+        """
+        if self._tests.locked():
+            raise PistageError(Code.UNAVAILABLE, "other receivers are being tested", hint="try again in some seconds")
+        try:
+            async with self._tests, asyncio.timeout(_TEST_S):
+                return await self._send(receiver, told, delivery)
+        except TimeoutError:
+            return Tried(verdict=Verdict.WAITING, reason=f"no answer within {_TEST_S:g} s")
 
 
 def sample(name: str, project: str, at: str) -> Told:
@@ -217,7 +226,7 @@ def sample(name: str, project: str, at: str) -> Told:
     run = {
         "id": "0" * 26, "project": project, "name": f"test of {name}", "number": 1, "owner": "test", "state": "failed",
         "retry_of": None, "reason": "task 'main': exit code 1",
-        "started_by": {"kind": "api", "name": "", "nominal": None},
+        "started_by": {"kind": "api", "name": "", "nominal": None, "run": None},
         "created_at": at, "started_at": at, "finished_at": at,
     }  # fmt: skip
     return Told(event=TEST, run=run, tasks=[task])

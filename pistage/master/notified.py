@@ -132,7 +132,8 @@ async def _told(snapshot: Snapshot, run_id: str) -> Told:
         run=head
         | {
             "reason": _clean(run["reason"], limits.REASON_CHARS_MAX),
-            "started_by": {"kind": str(trigger.kind), "name": trigger.name, "nominal": views.at(trigger.nominal)},
+            "started_by": {"kind": str(trigger.kind), "name": trigger.name, "nominal": views.at(trigger.nominal)}
+            | {"run": trigger.run_id or None},
         }
         | _times(run, "created_at", "started_at", "finished_at"),
         tasks=[

@@ -25,7 +25,8 @@ from pistage.core.notices import Verdict, verdict_on
 log = logging.getLogger(__name__)
 
 _ANSWER_S: Final = 2.0  # for the rest of an answer whose status is known, so that a polite server sees a polite end
-_LOOKUPS_AT_ONCE: Final = 4  # in threads of their own: a name server that is silent holds up nobody else
+#: In threads of their own, twice as many as requests: one that a silent name server holds is not given up in time.
+_LOOKUPS_AT_ONCE: Final = 2 * limits.NOTICES_AT_ONCE
 _HOW: Final = "the masters' notice_allow says which addresses are let through"
 
 #: The addresses of a name.

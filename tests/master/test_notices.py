@@ -104,6 +104,12 @@ notify:
         assert "X-Pistage-Signature-256" not in receiver.got[0].headers
         assert (nobody["state"], nobody["reason"]) == ("given_up", "there is no receiver 'nobody'")
         status, plan = await api.call("GET", f"/api/v1/runs/{bad['id']}/plan")
+        submitted = await api.submit(text.replace("URL", receiver.url))
+        (warning,) = submitted["warnings"]
+        assert (warning["code"], warning["message"]) == (
+            "no-receiver",
+            "there is no receiver 'nobody' to be told of the end",
+        )
         assert status == 200 and "/inline" not in repr(plan) and f"{receiver.url}/…" in repr(plan)
 
 
@@ -328,3 +334,20 @@ async def test_a_master_that_is_started_again_goes_on_with_the_tries_that_were_r
             (told,) = await settled(api, run)
             assert (told["state"], told["tries"], len(receiver.got)) == ("delivered", 3, 4)
             assert {got.headers["X-Pistage-Delivery"] for got in receiver.got} == {told["delivery"]}
+
+
+async def test_a_test_by_hand_is_not_waited_for_for_long_and_there_are_not_many_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pistage.master.notices._TEST_S", 0.2)
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    async with a_receiver(answer=hang) as receiver, a_master(tmp_path, **LOOPBACK) as api:
+        await put(api, receiver)
+        count = limits.NOTICES_TO_ONE_AT_ONCE
+        answers = await asyncio.gather(*(api.call("POST", "/api/v1/notices/ops/test") for _ in range(count + 1)))
+        assert sorted(status for status, _ in answers) == [200] * count + [503]
+        assert all(said["reason"] == "no answer within 0.2 s" for status, said in answers if status == 200)

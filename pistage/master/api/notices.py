@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Sequence
 from sqlite3 import Row
 from typing import Any, Final, Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field
 from pistage import wire
 from pistage.core import codec, limits
 from pistage.core.commands_of_notices import DeleteReceiver, PutReceiver
+from pistage.core.definition import Finding
 from pistage.core.definition.fields import problem_of_name
 from pistage.core.definition.messages import problem_of_body
 from pistage.core.notices import (
@@ -24,9 +26,11 @@ from pistage.core.notices import (
     problem_of_url,
     shown_url,
 )
+from pistage.core.plan import Plan
 from pistage.errors import Code, PistageError
 from pistage.master.api import bodies, http, views
 from pistage.master.api.context import Context
+from pistage.master.api.submissions import finding_view
 from pistage.master.notices import sample
 from pistage.master.state import Snapshot
 
@@ -132,6 +136,24 @@ class NoticeRoutes:
             items = await views.notices_of(snapshot, run_id)
             applied_index = await snapshot.applied_index()
         return http.answer({"items": items, "next": None, "applied_index": applied_index})
+
+
+async def missing_receivers(context: Context, plan: Plan, project: str) -> Sequence[dict[str, Any]]:
+    """A warning for each receiver that the plan names and that is not there now; it may be once the run ends."""
+    asked = {notify.to for notify in plan.notify if notify.to}
+    if not asked:
+        return []
+    async with context.replica.reader.single() as snapshot:
+        known = {row["name"] for row in await snapshot.rows(_RECEIVERS, (project,))}
+    return [
+        finding_view(
+            Finding(
+                severity="warning", code="no-receiver", message=f"there is no receiver {name!r} to be told of the end",
+                hint=f"set it before the run ends: pistage notice add {shlex.quote(name)} URL", path="notify",
+            )
+        )
+        for name in sorted(asked - known)
+    ]  # fmt: skip
 
 
 async def _required(snapshot: Snapshot, project: str, name: str) -> Row:

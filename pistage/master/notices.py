@@ -151,7 +151,6 @@ class Notices:
         finally:
             self._on_their_way.discard(key)
             self._targets[target].on_their_way -= 1
-            self._changed.add(key)
             self._news.set()
 
     async def _try(self, notice: Notice) -> RecordTry:

@@ -132,10 +132,9 @@ def _due(pipeline: str, end: End, notifies: tuple[Notify, ...], receivers: dict[
     told: set[str] = set()
     for number, notify in enumerate(notifies):
         receiver = receivers.get(notify.to)
-        if end not in (notify.on or (ENDS_DEFAULT if receiver is None else receiver.on)) or notify.to in told:
+        if end not in (notify.on or (ENDS_DEFAULT if receiver is None else receiver.on)):
             continue
-        if notify.to:
-            told.add(notify.to)
+        told.add(notify.to)
         is_missing = bool(notify.to) and receiver is None
         yield _Due(notify.to or None, number, f"there is no receiver {notify.to!r}" if is_missing else "")
     for name, receiver in receivers.items():

@@ -62,6 +62,7 @@ class Notices:
         self._on_their_way: set[Key] = set()
         self._changed: set[Key] = set()
         self._news = asyncio.Event()
+        self._quiet = asyncio.Event()  # nothing is due, as far as is known
         self._tests = asyncio.Semaphore(limits.NOTICES_TO_ONE_AT_ONCE)
         self._is_serving = False
         replica.on_applied(self._note)
@@ -69,6 +70,7 @@ class Notices:
     def _note(self, outcome: Outcome) -> None:
         if self._is_serving and outcome.deliveries:
             self._changed.update(outcome.deliveries)
+            self._quiet.clear()
             self._news.set()
 
     async def serve(self) -> None:
@@ -84,9 +86,16 @@ class Notices:
                     self._news.clear()
                     await self._follow_changes()
                     next_at = self._begin_what_is_due(tasks)
+                    if not self._on_their_way and not self._changed:
+                        self._quiet.set()
                     await self._wait(next_at)
         finally:
             self._is_serving = False
+            self._quiet.clear()
+
+    async def until_quiet(self) -> None:
+        """Wait until nothing is due now: what is to be tried again later is not waited for."""
+        await self._quiet.wait()
 
     async def _wait(self, next_at: int | None) -> None:
         left_s = _LOOK_EVERY_S if next_at is None else (next_at - self._replica.now_ms()) / 1000
@@ -125,6 +134,7 @@ class Notices:
             del self._due_at[key]
             target.on_their_way += 1
             self._on_their_way.add(key)
+            self._quiet.clear()
             tasks.create_task(self._deliver(key, found[1]))
 
     def _next(self) -> tuple[int, str] | None:

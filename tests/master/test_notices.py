@@ -6,10 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
 from pistage import wire
+from pistage.cli import embedded
+from pistage.cli.home import Home
 from pistage.core import limits
 from tests.master.fake_receiver import FakeReceiver, a_receiver
 from tests.master.fakes import HELLO_YAML, Api, FakeAgent, a_master, an_agent
@@ -351,3 +354,22 @@ async def test_a_test_by_hand_is_not_waited_for_for_long_and_there_are_not_many_
         answers = await asyncio.gather(*(api.call("POST", "/api/v1/notices/ops/test") for _ in range(count + 1)))
         assert sorted(status for status, _ in answers) == [200] * count + [503]
         assert all(said["reason"] == "no answer within 0.2 s" for status, said in answers if status == 200)
+
+
+async def test_a_cluster_of_one_command_tells_before_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PISTAGE_NOTICE_ALLOW", "127.0.0.0/8")
+    home = Home(tmp_path)
+    async with a_receiver(statuses=[204, 500]) as receiver:
+        for number in (1, 2):  # the second is refused, and not waited for
+            async with (
+                embedded.cluster(home, choice=None) as cluster,
+                aiohttp.ClientSession(headers={"Authorization": f"Bearer {cluster.token}"}) as session,
+            ):
+                api = Api(session, cluster.url)
+                run = await api.submit(f"{HELLO_YAML}\nnotify: {{url: '{receiver.url}', on: cancelled}}\n")
+                await api.call("POST", f"/api/v1/runs/{run['id']}/cancel")
+            assert len(receiver.got) == number
+        deliveries = [got.headers["X-Pistage-Delivery"] for got in receiver.got]
+        async with embedded.cluster(home, choice=None):
+            await receiver.until(lambda got: len(got) == 3)
+        assert receiver.got[2].headers["X-Pistage-Delivery"] == deliveries[1] != deliveries[0]

@@ -8,6 +8,7 @@ import heapq
 import logging
 import random
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -191,8 +192,10 @@ class Notices:
             return await self._send(notice.receiver, notice.told, notice.delivery)
         except PistageError as refusal:
             return Tried(verdict=Verdict.GIVEN_UP, reason=refusal.message)
-        except Exception:  # one notice must not bring down each leader in its turn
-            log.exception("run=%s notice=%d could not be sent", *notice.key)
+        except Exception as bug:  # one notice must not bring down each leader in its turn
+            # Where, and not what it says: that may have the URL in it.
+            where = "".join(traceback.format_tb(bug.__traceback__))
+            log.error("run=%s notice=%d could not be sent: %s at\n%s", *notice.key, type(bug).__name__, where)
             return _OURS
 
     async def _send(self, receiver: Receiver, told: Told, delivery: str) -> Tried:

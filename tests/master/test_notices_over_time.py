@@ -330,7 +330,9 @@ def test_what_cannot_be_read_is_given_up_and_stops_no_leader(group_of: Callable[
     assert found == {(run_id, GOOD): ("delivered", "204") for run_id in (*poisoned[1:], fine)}
 
 
-def test_a_fault_of_ours_stops_neither_the_leader_nor_the_other_notices(group_of: Callable[..., Group]) -> None:
+def test_a_fault_of_ours_stops_neither_the_leader_nor_the_other_notices(
+    group_of: Callable[..., Group], caplog: pytest.LogCaptureFixture
+) -> None:
     group = group_of(1, is_deadly=False)
     group.put(GOOD)
     group.put(FLAKY)
@@ -338,7 +340,7 @@ def test_a_fault_of_ours_stops_neither_the_leader_nor_the_other_notices(group_of
 
     async def faulty(url: str, body: bytes, headers: Mapping[str, str]) -> Tried:
         if FLAKY in url:
-            raise RuntimeError("a bug")
+            raise RuntimeError(f"a bug at {url}")
         return await send(url, body, headers)
 
     group.world.post = faulty  # type: ignore[method-assign]
@@ -348,3 +350,4 @@ def test_a_fault_of_ours_stops_neither_the_leader_nor_the_other_notices(group_of
     found = {receiver: (state, reason) for _, _, receiver, state, _, reason, *_ in group.rows()}
     assert found[GOOD][0] == "delivered"
     assert found[FLAKY] == ("given_up", "a fault of ours; the master's log has more; it was tried 10 times")
+    assert "could not be sent: RuntimeError at" in caplog.text and f"{FLAKY}.example" not in caplog.text

@@ -141,6 +141,11 @@ class MasterConfig(_Section):
     archive_after: Seconds = Field(
         7 * 86400.0, description="how long after the end of a run masters keep output themselves that is in the archive"
     )
+    notice_allow: Strings = Field(
+        (),
+        description="ranges of addresses that notices may go to beside the open internet, for example 10.0.0.0/8; the"
+        " same on every master",
+    )
     projects: Strings = Field(("default",), description="projects that runs and actions may name")
     languages: Annotated[dict[str, Interpretation], BeforeValidator(_as_document)] = Field(
         default_factory=dict,

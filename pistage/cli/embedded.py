@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from pistage.cli import groups, probes
 from pistage.cli.home import Endpoint, Home
-from pistage.config import AgentConfig, MasterConfig
+from pistage.config import AgentConfig, MasterConfig, load
 from pistage.errors import Code, PistageError
 
 Runtime = Literal["docker", "sandbox", "host"]
 EPHEMERAL = "127.0.0.1:0"
 #: Master and agent stop (Ctrl-Z) and sleep (a laptop) together, so neither has reason to give up the other's work.
 _LEASE_S = 86400.0
+#: For notices of what has just ended. What is to be tried again later is left to the next one on this directory.
+_TELLING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,9 @@ async def cluster(
     from pistage.master.service import Master
 
     known = home.token(token)
-    settings = MasterConfig(data_dir=home.master_dir, listen=listen, lease=_LEASE_S)
+    settings = MasterConfig(
+        data_dir=home.master_dir, listen=listen, lease=_LEASE_S, notice_allow=_notice_allow(os.environ)
+    )
     async with Master(settings, token=known) as master:
         endpoint = Endpoint(
             url=master.url,
@@ -58,8 +62,15 @@ async def cluster(
             home.publish(endpoint)
             try:
                 yield Cluster(url=master.url, token=known)
+                await master.until_told(_TELLING_S)
             finally:
                 home.withdraw()
+
+
+def _notice_allow(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """From the environment: `dev` and `run` have no flag for it."""
+    key = "PISTAGE_NOTICE_ALLOW"
+    return load(MasterConfig, environ={key: environ[key]} if key in environ else {}).settings.notice_allow
 
 
 @asynccontextmanager

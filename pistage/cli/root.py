@@ -45,6 +45,7 @@ VERBS: Final[dict[str, Verb]] = {
     "cron": Verb("schedules", "Run definitions and actions by schedules.", _RUN),
     "after": Verb("afters", "Show and remove what runs after other runs.", _RUN),
     "webhook": Verb("webhooks", "Run definitions and actions when somebody outside says so.", _RUN),
+    "notice": Verb("notices", "Say who is told when runs end.", _RUN),
     "ps": Verb("runs", "List runs, the newest first.", _LOOK),
     "show": Verb("runs", "Show a run: its tasks, attempts and steps.", _LOOK),
     "logs": Verb("logs", "Print the output of a run, a task or a step.", _LOOK),

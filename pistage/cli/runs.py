@@ -143,6 +143,8 @@ def _described(run: Run) -> Iterator[str]:
         yield click.style(f"  note     {terminal.one_line(note)}", fg="yellow", bold=True)
     for task in run.get("tasks") or []:
         yield from _task_lines(task)
+    for notice in run.get("notices") or []:
+        yield _notice_line(notice)
 
 
 def _started(run: Run) -> str:
@@ -187,6 +189,15 @@ def _task_lines(task: Task) -> Iterator[str]:
             where = f"    attempt {attempt['number']} on {attempt.get('agent_name') or attempt.get('agent_id')}"
             yield _line(where, attempt["state"], output.elapsed_of(attempt), attempt.get("reason") or "")
         yield from _step_lines(attempt, "      " if len(attempts) > 1 else "    ")
+
+
+def _notice_line(notice: dict[str, Any]) -> str:
+    to = terminal.one_line(str(notice["receiver"] or notice["url"]))
+    state, tries = str(notice["state"]).replace("_", " "), notice["tries"]
+    about = f"{state} after {tries} tr{'y' if tries == 1 else 'ies'}" if tries else state
+    reason = f": {terminal.one_line(notice['reason'])}" if notice["reason"] else ""
+    colour = {"delivered": "green", "given up": "red"}.get(state, "yellow")
+    return f"  notice   {to}  {click.style(about + reason, fg=colour)}"
 
 
 def _step_lines(attempt: Attempt, indent: str) -> Iterator[str]:

@@ -87,6 +87,7 @@ class Run(TypedDict, total=False):
     started_at: str | None
     finished_at: str | None
     tasks: list[Task]
+    notices: list[dict[str, Any]]  # of its end
     applied_index: int
 
 
@@ -145,6 +146,20 @@ class Webhook(TypedDict, total=False):
     is_new: bool
     secret: str
     warnings: list[dict[str, Any]]
+
+
+class Receiver(TypedDict, total=False):
+    """Who is told of runs that end; of its URL only the host, of its headers the names."""
+
+    name: str
+    url: str
+    on: list[str]
+    pipelines: list[str] | None  # None: of all
+    body: str
+    headers: list[str]
+    has_secret: bool
+    owner: str
+    changed_at: str
 
 
 class Retention(TypedDict, total=False):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
-from urllib.parse import quote
+from typing import Any, cast
 
-from pistage.client import backup, output, streams, transport
+from pistage.client import backup, output, streams
 from pistage.client.answers import (
     Agent,
     Chunk,
@@ -23,49 +20,19 @@ from pistage.client.answers import (
     Queue,
     Retention,
     Run,
-    Schedule,
     Selection,
     Triggers,
-    Webhook,
     Why,
 )
+from pistage.client.calls import API, quoted
 from pistage.client.output import Output
-from pistage.client.transport import Request, Transport
+from pistage.client.transport import Request
+from pistage.client.triggers import TriggerCalls
 from pistage.core import limits
 
-_API = "/api/v1"
 
-
-class Client:
-    """Talks to the masters at `servers`; one that answers is enough. An async context manager.
-
-    Every method raises PistageError: what the master said, or `unavailable` once patience is over.
-    """
-
-    def __init__(
-        self,
-        servers: Sequence[str],
-        token: str | None = None,
-        *,
-        first_patience_s: float = transport.FIRST_PATIENCE_S,
-        patience_s: float = transport.PATIENCE_S,
-    ) -> None:
-        self._token = token
-        self._transport = Transport(servers, token, first_patience_s=first_patience_s, patience_s=patience_s)
-
-    @property
-    def server(self) -> str:
-        """The master that is asked first."""
-        return self._transport.server
-
-    async def __aenter__(self) -> Self:
-        await self._transport.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._transport.__aexit__(kind, error, trace)
+class Client(TriggerCalls):
+    """Talks to the masters; see Calls."""
 
     # --- runs ----------------------------------------------------------------------------------------------
 
@@ -118,8 +85,9 @@ class Client:
         cursor: str | None = None,
     ) -> Page:
         """One page of runs, the newest first."""
-        given = {"state": state, "name": name, "queue": queue, "limit": limit, "cursor": cursor}
-        return cast(Page, await self._get("/runs", {key: str(v) for key, v in given.items() if v is not None}))
+        return await self._page(
+            "/runs", {"state": state, "name": name, "queue": queue, "limit": limit, "cursor": cursor}
+        )
 
     async def fetch_why(self, run: str, *, task: str | None = None) -> Why:
         """Why each task of the run that has not succeeded is where it is, or the one task that is named."""
@@ -148,13 +116,13 @@ class Client:
 
     def follow_events(self, run: str, *, after: str = "") -> AsyncGenerator[Event, None]:
         """What happened to the run and what happens next, until it is over; survives a master that restarts."""
-        return streams.follow_events(self._transport, _API + _run_path(run), after)
+        return streams.follow_events(self._transport, API + _run_path(run), after)
 
     # --- output --------------------------------------------------------------------------------------------
 
     def output(self, run: str) -> Output:
         """What the run prints, by bytes, or by pieces and lines as the master describes them in JSON."""
-        return Output(self._transport, _API + _run_path(run))
+        return Output(self._transport, API + _run_path(run))
 
     async def follow_chunks(
         self, run: str, selection: Selection | None = None, *, start: int = 0, is_followed: bool = True
@@ -199,7 +167,7 @@ class Client:
         """
         given = {key: value for key, value in filters.items() if value is not None}
         most = limits.FOUND_DEFAULT if limit is None else limit
-        return output.search(self._transport, f"{_API}/logs", pattern.parameters() | given, limit=most, cursor=cursor)
+        return output.search(self._transport, f"{API}/logs", pattern.parameters() | given, limit=most, cursor=cursor)
 
     # --- definitions ---------------------------------------------------------------------------------------
 
@@ -217,53 +185,23 @@ class Client:
 
     async def fetch_action(self, name: str) -> dict[str, Any]:
         """One action with its text."""
-        return cast(dict[str, Any], await self._get(f"/actions/{_quoted(name)}"))
+        return cast(dict[str, Any], await self._get(f"/actions/{quoted(name)}"))
 
     async def fetch_action_schema(self, name: str) -> dict[str, Any]:
         """What an action takes, as JSON Schema."""
-        return cast(dict[str, Any], await self._get(f"/actions/{_quoted(name)}/schema"))
+        return cast(dict[str, Any], await self._get(f"/actions/{quoted(name)}/schema"))
 
     async def put_action(self, name: str, text: str) -> dict[str, Any]:
         """Register `text` under `name`: a new version, unless it is the newest one already."""
         headers = {"Content-Type": "application/yaml"}
         request = Request(
-            method="PUT", path=f"{_API}/actions/{_quoted(name)}", headers=headers, body=text.encode("utf-8")
+            method="PUT", path=f"{API}/actions/{quoted(name)}", headers=headers, body=text.encode("utf-8")
         )
         return cast(dict[str, Any], await self._transport.fetch_json(request))
 
     async def delete_action(self, name: str) -> None:
         """Forget every version of an action; runs that exist keep their plans."""
-        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/actions/{_quoted(name)}"))
-
-    # --- schedules -----------------------------------------------------------------------------------------
-
-    async def fetch_schedules(self, *, limit: int | None = None, cursor: str | None = None) -> Page:
-        """One page of schedules, by name."""
-        given = {"limit": limit, "cursor": cursor}
-        return cast(Page, await self._get("/schedules", {key: str(v) for key, v in given.items() if v is not None}))
-
-    async def fetch_schedule(self, name: str, *, count: int = 10) -> Schedule:
-        """A schedule, with so many of its next times."""
-        return cast(Schedule, await self._get(f"/schedules/{_quoted(name)}", {"next": str(count)}))
-
-    async def fetch_fires(self, name: str, *, limit: int | None = None, cursor: str | None = None) -> Page:
-        """What became of a schedule's times, the latest first."""
-        given = {"limit": limit, "cursor": cursor}
-        path = f"/schedules/{_quoted(name)}/fires"
-        return cast(Page, await self._get(path, {key: str(v) for key, v in given.items() if v is not None}))
-
-    async def put_schedule(self, name: str, body: Mapping[str, Any]) -> Schedule:
-        """Run by a schedule: `body` is {"action" or "definition", "schedule": {"cron", …}}."""
-        return cast(Schedule, await self._send("PUT", f"/schedules/{_quoted(name)}", body))
-
-    async def enable_schedule(self, name: str, *, is_enabled: bool) -> Schedule:
-        """Let a schedule fire again, or no more."""
-        verb = "resume" if is_enabled else "pause"
-        return cast(Schedule, await self._post(f"/schedules/{_quoted(name)}/{verb}", {}))
-
-    async def delete_schedule(self, name: str) -> None:
-        """Forget a schedule; its runs stay."""
-        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/schedules/{_quoted(name)}"))
+        await self._delete(f"/actions/{quoted(name)}")
 
     # --- queues --------------------------------------------------------------------------------------------
 
@@ -274,44 +212,11 @@ class Client:
     async def put_queue(self, name: str, *, priority: int, limit: int | None, placing: str) -> Queue:
         """Serve a queue so from now on."""
         body = {"priority": priority, "limit": limit, "placing": placing}
-        return cast(Queue, await self._send("PUT", f"/queues/{_quoted(name)}", body))
+        return cast(Queue, await self._send("PUT", f"/queues/{quoted(name)}", body))
 
     async def delete_queue(self, name: str) -> None:
         """Serve a queue with the defaults again."""
-        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/queues/{_quoted(name)}"))
-
-    # --- what comes after runs -----------------------------------------------------------------------------
-
-    async def fetch_afters(self, *, limit: int | None = None, cursor: str | None = None) -> Page:
-        """One page of definitions that come after runs of others, by name."""
-        given = {"limit": limit, "cursor": cursor}
-        return cast(Page, await self._get("/afters", {key: str(v) for key, v in given.items() if v is not None}))
-
-    async def delete_after(self, name: str) -> None:
-        """Let a definition come after nothing; its runs stay."""
-        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/afters/{_quoted(name)}"))
-
-    # --- webhooks ------------------------------------------------------------------------------------------
-
-    async def fetch_webhooks(self, *, limit: int | None = None, cursor: str | None = None) -> Page:
-        """One page of webhooks, by name."""
-        given = {"limit": limit, "cursor": cursor}
-        return cast(Page, await self._get("/webhooks", {key: str(v) for key, v in given.items() if v is not None}))
-
-    async def fetch_webhook(self, name: str) -> Webhook:
-        """A webhook, without its secret."""
-        return cast(Webhook, await self._get(f"/webhooks/{_quoted(name)}"))
-
-    async def put_webhook(self, name: str, body: Mapping[str, Any]) -> Webhook:
-        """Run {"action": name} or {"definition": text} by deliveries to it.
-
-        A new one without a `secret` gets one that only this answer shows: give one, where the answer may be lost.
-        """
-        return cast(Webhook, await self._send("PUT", f"/webhooks/{_quoted(name)}", body))
-
-    async def delete_webhook(self, name: str) -> None:
-        """Forget a webhook; its runs stay."""
-        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/webhooks/{_quoted(name)}"))
+        await self._delete(f"/queues/{quoted(name)}")
 
     # --- retention -----------------------------------------------------------------------------------------
 
@@ -324,11 +229,11 @@ class Client:
     ) -> Retention:
         """Keep output of a pipeline, or of all others ("*"), so from now on; None is no such bound."""
         body = {"age_s": age_s, "bytes_max": bytes_max, "runs_max": runs_max}
-        return cast(Retention, await self._send("PUT", f"/retention/{_quoted(name)}", body))
+        return cast(Retention, await self._send("PUT", f"/retention/{quoted(name)}", body))
 
     async def delete_retention(self, name: str) -> None:
         """Keep output of a pipeline as that of any other."""
-        await self._transport.fetch_text(Request(method="DELETE", path=f"{_API}/retention/{_quoted(name)}"))
+        await self._delete(f"/retention/{quoted(name)}")
 
     async def pin_run(self, run: str) -> Run:
         """Keep the output of a run, whatever retention says."""
@@ -347,16 +252,16 @@ class Client:
     async def drain_agent(self, agent_id: str, *, deadline_s: float | None = None) -> Agent:
         """Give the agent no new work; what it still runs after `deadline_s` is stopped and tried elsewhere."""
         body = {} if deadline_s is None else {"deadline_s": deadline_s}
-        return cast(Agent, await self._post(f"/agents/{_quoted(agent_id)}/drain", body))
+        return cast(Agent, await self._post(f"/agents/{quoted(agent_id)}/drain", body))
 
     async def resume_agent(self, agent_id: str) -> Agent:
         """Let the agent take work again."""
-        return cast(Agent, await self._post(f"/agents/{_quoted(agent_id)}/resume", {}))
+        return cast(Agent, await self._post(f"/agents/{quoted(agent_id)}/resume", {}))
 
     async def remove_agent(self, agent_id: str, *, is_forced: bool = False) -> dict[str, Any]:
         """Forget an agent: {was_connected, attempts_lost}. One that is connected or at work only where `is_forced`."""
         parameters = {"force": "1"} if is_forced else {}
-        request = Request(method="DELETE", path=f"{_API}/agents/{_quoted(agent_id)}", parameters=parameters)
+        request = Request(method="DELETE", path=f"{API}/agents/{quoted(agent_id)}", parameters=parameters)
         return cast(dict[str, Any], await self._transport.fetch_json(request))
 
     async def fetch_cluster(self) -> dict[str, Any]:
@@ -378,57 +283,16 @@ class Client:
     async def save_snapshot(self, path: Path, *, is_stale: bool = False) -> int:
         """Bring a snapshot of the state into a file; its size. `is_stale`: as it is at the master that answers."""
         parameters = {"stale": "1"} if is_stale else {}
-        request = Request(method="GET", path=f"{_API}/cluster/snapshot", parameters=parameters)
+        request = Request(method="GET", path=f"{API}/cluster/snapshot", parameters=parameters)
         return await backup.save_snapshot(self._transport, request, path)
 
     def at(self, server: str) -> Client:
         """A client with the same token for this server alone, that asks no second time."""
         return Client((server,), self._token, first_patience_s=0.0, patience_s=0.0)
 
-    # --- below ---------------------------------------------------------------------------------------------
-
-    async def _get(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
-        return await self._transport.fetch_json(
-            Request(method="GET", path=_API + path, parameters=parameters or {}, headers={"Accept": "application/json"})
-        )
-
-    async def _post(
-        self,
-        path: str,
-        body: Mapping[str, Any],
-        *,
-        headers: Mapping[str, str] | None = None,
-        parameters: Mapping[str, str] | None = None,
-    ) -> Any:
-        return await self._send("POST", path, body, headers=headers, parameters=parameters)
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any],
-        *,
-        headers: Mapping[str, str] | None = None,
-        parameters: Mapping[str, str] | None = None,
-    ) -> Any:
-        return await self._transport.fetch_json(
-            Request(
-                method=method,
-                path=_API + path,
-                parameters=parameters or {},
-                headers={"Content-Type": "application/json"} | dict(headers or {}),
-                body=json.dumps(body, ensure_ascii=False).encode("utf-8"),
-            )
-        )
-
 
 def _run_path(run: str) -> str:
-    return f"/runs/{_quoted(run)}"
-
-
-def _quoted(text: str) -> str:
-    """User text as one segment of a path: a name may hold spaces, commas, slashes, and `#`."""
-    return quote(text, safe="")
+    return f"/runs/{quoted(run)}"
 
 
 def _fresh_key() -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Discriminator
 
 from pistage.core.changes import QueueSettings
+from pistage.core.commands_of_notices import NoticeCommand
 from pistage.core.commands_of_output import (
     ArchiveOutput,
     DeleteRetention,
@@ -393,6 +394,7 @@ Command = Annotated[
     | ForgetArchive
     | ScheduleCommand
     | TriggerCommand
+    | NoticeCommand
     | RegisterAgent
     | LoseAgent
     | PauseLosses

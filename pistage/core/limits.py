@@ -95,6 +95,29 @@ AFTERS_OF_PIPELINE_MAX: Final = 20  # definitions that come after one: each is a
 AFTER_DEPTH_MAX: Final = 20  # runs that come after each other; more is a circle that was not seen
 AFTERS_AT_ONCE: Final = 100  # in one command
 
+# --- notices ---------------------------------------------------------------------------------------------
+NOTICES_OF_DEFINITION_MAX: Final = 10
+RECEIVERS_MAX: Final = 50  # of a project; each end of a run looks at all of them
+NOTICES_WAITING_MAX: Final = 10_000  # of the cluster; then the oldest are given up: a leader knows them all by heart
+NOTICES_AT_ONCE: Final = 16  # on their way
+NOTICES_TO_ONE_AT_ONCE: Final = 4  # to one receiver, so that one that hangs does not hold up the others
+NOTICE_TRIES_MAX: Final = 10  # some 50 minutes; who is away for longer asks for the runs
+NOTICE_AGE_MAX_MS: Final = 24 * 3_600 * 1_000  # nobody wants to be woken by what was yesterday
+NOTICE_WAIT_MIN_MS: Final = 1_000
+NOTICE_WAIT_MAX_MS: Final = 600_000
+NOTICE_RETRY_AFTER_MAX_MS: Final = 3_600_000  # of what a receiver may ask for
+NOTICE_URL_CHARS_MAX: Final = 2_000
+NOTICE_HEADERS_MAX: Final = 20
+NOTICE_HEADERS_BYTES_MAX: Final = 4 * KIB
+NOTICE_SECRET_CHARS_MAX: Final = 200
+NOTICE_TEMPLATE_BYTES_MAX: Final = 16 * KIB
+NOTICE_BODY_BYTES_MAX: Final = 64 * KIB  # made by a template
+NOTICE_TASKS_MAX: Final = 100  # that are told of
+NOTICE_TASK_REASON_CHARS_MAX: Final = 200
+NOTICE_ANSWER_BYTES_MAX: Final = 64 * KIB  # that are read, and thrown away; then we hang up
+NOTICE_CONNECT_S: Final = 5.0
+NOTICE_TOTAL_S: Final = 15.0
+
 # --- output ----------------------------------------------------------------------------------------------
 FRAME_BYTES_MAX: Final = 256 * KIB
 FRAME_DELAY_S: Final = 0.02  # how long a frame may wait for company

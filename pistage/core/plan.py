@@ -16,6 +16,7 @@ from pydantic import Discriminator
 
 from pistage.core import limits
 from pistage.core.languages import Installer
+from pistage.core.notices import Notify, shown_url
 
 
 class When(StrEnum):
@@ -336,6 +337,7 @@ class Plan:
     priority: int = 0
     queue: str = "default"
     concurrency: Concurrency | None = None
+    notify: tuple[Notify, ...] = ()  # who is told of its end
 
     def task_of(self, name: str) -> Task:
         """The task called `name`; KeyError if there is none."""
@@ -355,8 +357,9 @@ def _steps_below(node: Block) -> Iterator[Step]:
 
 
 def redacted(plan: Plan) -> Plan:
-    """The plan as people may see it: registry credentials replaced by stars."""
-    return replace(plan, tasks=tuple(_redacted_task(task) for task in plan.tasks))
+    """The plan as people may see it: registry credentials replaced by stars, of URLs only where they lead to."""
+    notify = tuple(replace(one, url=shown_url(one.url)) if one.url else one for one in plan.notify)
+    return replace(plan, tasks=tuple(_redacted_task(task) for task in plan.tasks), notify=notify)
 
 
 def _redacted_task(task: Task) -> Task:

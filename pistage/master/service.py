@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,6 +11,7 @@ from functools import partial
 from types import TracebackType
 
 from pistage.config import MasterConfig, is_loopback, split_address
+from pistage.core.addresses import AddressRules
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
 from pistage.master import founding
@@ -29,6 +32,8 @@ from pistage.master.logwriter import Bounds
 from pistage.master.losses import Losses
 from pistage.master.members import Members
 from pistage.master.mending import Mender
+from pistage.master.notices import Notices
+from pistage.master.outward import Outward
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.retention import Drops, Removals, dropped_in
@@ -72,6 +77,7 @@ class Master:
                 f"a lease of {self._settings.lease:g} s is no more than two heartbeats: every agent would be lost",
                 hint="set lease to several times the heartbeat",
             )
+        AddressRules.of(self._settings.notice_allow)  # refused before anything is touched
         self.url = founding.advertised(self._settings)
         async with AsyncExitStack() as stack:
             await self._start(stack, host, port)
@@ -82,6 +88,12 @@ class Master:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         return await self._stack.__aexit__(kind, error, trace)
+
+    async def until_told(self, patience_s: float) -> None:
+        """Wait until the notices that are due have been tried, but no longer than that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self.context.notices.until_quiet()
 
     async def _start(self, stack: AsyncExitStack, host: str, port: int) -> None:
         settings, token = self._settings, self._token
@@ -140,6 +152,8 @@ class Master:
         dispatch = Dispatch(replica, sessions, logs)
         sessions.on_change(dispatch.wake)
         planner = Planner(lambda: replica.reader.path, languages_of(settings))
+        outward = Outward(AddressRules.of(settings.notice_allow))
+        stack.push_async_callback(outward.close)
         run_signals = Signals()
         replica.on_applied(lambda outcome: _wake_runs(run_signals, outcome))
         return Context(
@@ -155,6 +169,8 @@ class Master:
             drops=Drops(replica),
             schedules=Schedules(replica, planner, refuse_unless_space=partial(refuse_unless_space, settings)),
             afters=Afters(replica, planner, refuse_unless_space=partial(refuse_unless_space, settings)),
+            outward=outward,
+            notices=Notices(replica, outward),
             removals=Removals(replica, logs, copies),
             sealing=sealing,
             archiving=Archiving(
@@ -197,6 +213,7 @@ async def _lead(context: Context) -> None:
             context.drops.serve(),
             context.schedules.serve(),
             context.afters.serve(),
+            context.notices.serve(),
             context.archiving.lead(),
         )
         async with running(*services, context.members.lead(), context.copies.lead()):

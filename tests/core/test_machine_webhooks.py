@@ -70,7 +70,7 @@ def test_a_delivery_is_known_for_twice_its_window_and_then_forgotten(cluster: Cl
     assert deliver(cluster, "a", run_id="r2").value["is_new"] is False
     cluster.now += 1
     assert deliver(cluster, "b", run_id="r3").value["is_new"] is True
-    assert cluster.db.execute("SELECT key FROM delivery").fetchall() == [("b",)]
+    assert cluster.db.execute("SELECT key FROM webhook_delivery").fetchall() == [("b",)]
     assert deliver(cluster, "a", run_id="r4").value["is_new"] is True
 
 
@@ -81,7 +81,7 @@ def test_more_is_forgotten_than_is_remembered(cluster: Cluster) -> None:
     cluster.now += KNOWN_MS + 1
     for number in range(40, 44):
         deliver(cluster, f"{number}", run_id=f"r{number}")
-    assert cluster.db.execute("SELECT COUNT(*) FROM delivery").fetchone() == (4,)
+    assert cluster.db.execute("SELECT COUNT(*) FROM webhook_delivery").fetchone() == (4,)
 
 
 def test_webhooks_do_not_know_each_others_deliveries(cluster: Cluster) -> None:
@@ -139,7 +139,7 @@ def test_a_webhook_that_is_set_again_knows_its_deliveries_and_one_that_is_remove
     put(cluster, source="another")
     assert deliver(cluster, "a", run_id="r2").value["is_new"] is False
     cluster.apply(t.DeleteWebhook(at=1, project="default", name="build"))
-    assert cluster.db.execute("SELECT COUNT(*) FROM delivery").fetchone() == (0,)
+    assert cluster.db.execute("SELECT COUNT(*) FROM webhook_delivery").fetchone() == (0,)
     assert runs(cluster) == 1
     gone = cluster.apply(t.DeleteWebhook(at=1, project="default", name="build"))
     assert gone.error is not None

@@ -183,9 +183,10 @@ async def asking(masters: Masters) -> AsyncIterator[Asking]:
 
 
 @asynccontextmanager
-async def a_group(directory: Path, count: int = 3) -> AsyncIterator[tuple[Masters, Asking]]:
+async def a_group(directory: Path, count: int = 3, **environ: str) -> AsyncIterator[tuple[Masters, Asking]]:
     """So many masters that have founded a group and have a leader."""
     masters = Masters(directory, count)
+    masters.environ |= environ
     try:
         for name in masters.founders:
             masters.serve(name)

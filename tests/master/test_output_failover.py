@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -29,7 +30,8 @@ def free_ports(count: int) -> list[int]:
 class Masters:
     """Each in a task of its own, so that one can be stopped while the others go on."""
 
-    def __init__(self, directory: Path, session: aiohttp.ClientSession) -> None:
+    def __init__(self, directory: Path, session: aiohttp.ClientSession, settings: dict[str, Any]) -> None:
+        self._settings = settings
         self.urls = [f"http://127.0.0.1:{port}" for port in free_ports(3)]
         self.up: dict[str, Master] = {}
         self._directory, self.session = directory, session
@@ -40,7 +42,7 @@ class Masters:
     async def serve(self, url: str) -> None:
         settings = MasterConfig(
             data_dir=self._directory / url[-5:].strip(":"), listen=url.removeprefix("http://"), peers=tuple(self.urls),
-            disk_free_min=0, heartbeat=0.5, lease=5.0, election_timeout=0.5,
+            disk_free_min=0, heartbeat=0.5, lease=5.0, election_timeout=0.5, **self._settings,
         )  # fmt: skip
         async with Master(settings, token=TOKEN) as master:
             self.up[url] = master
@@ -68,9 +70,9 @@ class Masters:
 
 
 @asynccontextmanager
-async def three_masters(directory: Path) -> AsyncIterator[Masters]:
+async def three_masters(directory: Path, **settings: Any) -> AsyncIterator[Masters]:
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session:
-        masters = Masters(directory, session)
+        masters = Masters(directory, session, settings)
         async with running(*(masters.serve(url) for url in masters.urls)):
             async with asyncio.timeout(20):
                 await masters.all_up.wait()

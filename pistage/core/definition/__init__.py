@@ -14,8 +14,8 @@ Where the language leaves a choice, it is made so:
 - `timeout` and `retry` of a group or a definition are its task's; of a step, and of an action that a `dep` uses, they
   are each step's own, `retry` as tries in place.
 - `on_partition`, `queue_timeout` and `retry.memory` are a task's, so of a group or a definition, never of a step;
-  `priority`, `queue` and `concurrency` are a run's, so of its definition. Those of an action that a `dep` uses hold
-  where it is run by itself, not for its callers.
+  `priority`, `queue`, `concurrency` and `notify` are a run's, so of its definition. Those of an action that a `dep`
+  uses hold where it is run by itself, not for its callers. Nothing in `notify` is rendered with the parameters.
 - A group of `concurrency` may be called whatever a definition may, for it is called as its definition unless it says.
 - `image` of a group, or of a definition with `uses`, is for first steps that have none from anywhere nearer.
 - Null is absent everywhere, also in `with`: a parameter that must be given is declared with a null.

@@ -20,14 +20,14 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 #: Keys of features that come later, refused rather than ignored: a run that silently lacks them would be wrong.
-LATER = frozenset({"artifacts", "cache", "matrix", "notify", "outputs"} | {"secrets", "strategy", "triggers"})
+LATER = frozenset({"artifacts", "cache", "matrix", "outputs", "secrets", "strategy", "triggers"})
 
 _RUN = "the whole definition"
 _TASK = "a definition, a group or a task"
 _STEP = "a step of the dialect with 'run' and 'uses', or a definition that is one"
 #: Keys that have an effect in one kind of place only, and which.
 ELSEWHERE = (
-    dict.fromkeys(("priority", "queue", "concurrency", "inputs", "schedule", "after"), _RUN)
+    dict.fromkeys(("priority", "queue", "concurrency", "inputs", "schedule", "after", "notify"), _RUN)
     | dict.fromkeys(("on_partition", "queue_timeout"), _TASK)
     | dict.fromkeys(("script", "requirements"), _STEP)
 )

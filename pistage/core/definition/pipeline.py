@@ -67,7 +67,7 @@ _SHARED = {"timeout", "retry", "resources", "agent", "services", "user"}
 _PLACING = {"on_partition", "queue_timeout"}
 _PIPELINE = (
     {"name", "description", "pipelineTasks", "networks", "volumes", "startNode", "runOnce", "crontab", "timezone"}
-    | {"priority", "queue", "concurrency", "inputs", "after"}
+    | {"priority", "queue", "concurrency", "inputs", "after", "notify"}
     | _OUTPUT
     | _SHARED
     | _PLACING

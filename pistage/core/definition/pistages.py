@@ -26,7 +26,7 @@ _SHARED = frozenset(
 #: Keys that a definition and a group take, and but for the last two a step.
 SETTINGS = _SHARED | {"on_partition", "queue_timeout"}
 #: Of the root alone; inside an action that a `dep` uses nobody asks them.
-_PLAN = {"priority", "queue", "concurrency", "schedule", "after"}
+_PLAN = {"priority", "queue", "concurrency", "schedule", "after", "notify"}
 _STEP = (
     _SHARED
     | {"name", "description", "dep", "image", "run", "command", "entrypoint", "with", "on"}

@@ -16,6 +16,7 @@ from pistage.core.definition.graph import Needs, gangs_of, upstream_of
 from pistage.core.definition.groups import plan_groups
 from pistage.core.definition.library import Actions, Library, dialect_of
 from pistage.core.definition.nodes import MapNode, Place, ScalarNode, shortened
+from pistage.core.definition.notices import notify_field
 from pistage.core.definition.pipeline import plan_pipeline
 from pistage.core.definition.pistages import parse_pistages
 from pistage.core.definition.schedules import Schedules, schedules_field
@@ -222,6 +223,7 @@ class _Planner:
         self.schedules = parts.schedules
         start, at = (start_node, Place()) if start_node is not None else _start_of(parts)
         priority, queue = self._placement(root, page)
+        notify = notify_field(page, root.get("notify"))
         if len(parts.tasks) > limits.PLAN_TASKS_MAX:
             page.error(root, "plan-too-large", f"the plan has more than {limits.PLAN_TASKS_MAX} tasks", "take it apart")
         tasks = self._started(parts, start, at, page)
@@ -239,6 +241,7 @@ class _Planner:
             priority=priority,
             queue=queue,
             concurrency=parts.concurrency,
+            notify=notify,
         )
         if self.renderer.is_strict and len(to_json(Plan, plan).encode()) > limits.PLAN_BYTES_MAX:
             page.error(

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Final
 
 from pistage.core import commands as c
+from pistage.core import commands_of_notices as of_notices
 from pistage.core import commands_of_output as of_output
 from pistage.core import commands_of_triggers as of_triggers
 from pistage.core.commands_of_schedules import ScheduleCommand
@@ -17,6 +18,7 @@ from pistage.core.machine import (
     attempts,
     masters,
     meta,
+    notices,
     outputs,
     placing,
     queues,
@@ -30,7 +32,7 @@ from pistage.core.machine.outcome import Outcome, Turn
 from pistage.errors import Code, PistageError
 
 #: Raised with every change of schema.sql that a state written before it would not bear.
-_SCHEMA: Final = "5"
+_SCHEMA: Final = "6"
 
 
 def create_tables(db: sqlite3.Connection) -> None:
@@ -72,6 +74,7 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
         value=value, effects=tuple(turn.effects), runs=tuple(turn.runs), changes=tuple(turn.changes),
         dropped=tuple(turn.dropped), schedules=tuple(turn.schedules), has_new_actions=turn.has_new_actions,
         has_due_afters=turn.has_due_afters,
+        deliveries=tuple(turn.deliveries),
         index=index,
     )  # fmt: skip
 
@@ -132,6 +135,8 @@ def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PL
             return placing.assign(turn, command)
         case c.RecordEvents():
             return attempts.record(turn, command)
+        case of_notices.PutReceiver() | of_notices.DeleteReceiver() | of_notices.RecordTry():
+            return notices.carry_out(turn, command)
         case _:
             return _carry_out_of_triggers(turn, command)
 

@@ -60,6 +60,7 @@ class Outcome:
     has_new_actions: bool = False  # or has some no more
     has_due_afters: bool = False  # what comes after a run that has ended, for the leader, who looks at all of it
     schedules: tuple[str, ...] = ()  # that changed, for the leader, who looks at them again
+    deliveries: tuple[tuple[str, int], ...] = ()  # notices that are new or changed: run and position
     index: int = 0
 
 
@@ -88,6 +89,7 @@ class Turn:
         "at",
         "changes",
         "db",
+        "deliveries",
         "dropped",
         "effects",
         "has_due_afters",
@@ -105,6 +107,7 @@ class Turn:
         self.changes: list[Change] = []
         self.dropped: list[str] = []
         self.schedules: list[str] = []
+        self.deliveries: list[tuple[str, int]] = []
         self.has_new_actions = False
         self.has_due_afters = False
         self.runs: dict[str, None] = {}

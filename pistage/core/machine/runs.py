@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from pistage.core import commands as c
 from pistage.core.changes import RunBegun, RunEnded, RunReprioritised, TaskUnqueued
-from pistage.core.machine import outputs, waiting
+from pistage.core.machine import notices, outputs, waiting
 from pistage.core.machine.endings import note_end
 from pistage.core.machine.outcome import CancelAttempt, ReleaseRun, TaskKey, Turn
 from pistage.core.machine.settling import Waiting, moves, run_state
@@ -192,6 +192,7 @@ def move_run(turn: Turn, run_id: str, old: State, new: State, reason: str = "") 
             "SELECT DISTINCT agent_id FROM attempt WHERE run_id = ? ORDER BY agent_id", (run_id,)
         ).fetchall()
         turn.effects.append(ReleaseRun(run_id=run_id, agent_ids=tuple(agent for (agent,) in agents)))
+        notices.run_ended(turn, run_id)
 
 
 def _queue_task(turn: Turn, key: TaskKey) -> None:

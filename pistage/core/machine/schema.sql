@@ -230,7 +230,7 @@ CREATE TABLE IF NOT EXISTS webhook (
 CREATE UNIQUE INDEX IF NOT EXISTS webhook_by_name ON webhook (project, name);
 
 -- Deliveries that made a run, by each of the keys by which they are known again.
-CREATE TABLE IF NOT EXISTS delivery (
+CREATE TABLE IF NOT EXISTS webhook_delivery (
   webhook_id TEXT NOT NULL,
   key TEXT NOT NULL,
   at INTEGER NOT NULL,
@@ -239,7 +239,7 @@ CREATE TABLE IF NOT EXISTS delivery (
   number INTEGER NOT NULL,
   PRIMARY KEY (webhook_id, key)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS delivery_by_age ON delivery (until);
+CREATE INDEX IF NOT EXISTS webhook_delivery_by_age ON webhook_delivery (until);
 
 -- Definitions that are run when runs of others have ended.
 CREATE TABLE IF NOT EXISTS after_rule (
@@ -277,6 +277,35 @@ CREATE TABLE IF NOT EXISTS after_due (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS after_due_now ON after_due (at, run_id, after_id) WHERE outcome = '';
 CREATE INDEX IF NOT EXISTS after_due_by_age ON after_due (after_id, at, run_id);
+
+-- Who is told of runs that end; the spec has what nobody may see.
+CREATE TABLE IF NOT EXISTS receiver (
+  project TEXT NOT NULL,
+  name TEXT NOT NULL,
+  owner TEXT NOT NULL,
+  at INTEGER NOT NULL, -- of its last change
+  spec TEXT NOT NULL, -- JSON of the Receiver
+  PRIMARY KEY (project, name)
+);
+
+-- Notices of runs that have ended, each to one receiver.
+CREATE TABLE IF NOT EXISTS delivery (
+  run_id TEXT NOT NULL,
+  position INTEGER NOT NULL, -- among those of the run, from 1
+  project TEXT NOT NULL,
+  pipeline TEXT NOT NULL,
+  receiver TEXT, -- NULL: the plan says where to
+  notify INTEGER, -- which of those of the plan it is, if it is one
+  state TEXT NOT NULL, -- waiting, delivered or given_up
+  tries INTEGER NOT NULL,
+  due_at INTEGER, -- of one that waits: when it is tried next
+  created_at INTEGER NOT NULL,
+  ended_at INTEGER,
+  status INTEGER, -- of the last answer, if there was one
+  reason TEXT NOT NULL,
+  PRIMARY KEY (run_id, position)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS delivery_waiting ON delivery (created_at, run_id, position) WHERE state = 'waiting';
 
 -- How long output is kept, where something was said about it; '*' is for all other pipelines of the project.
 CREATE TABLE IF NOT EXISTS retention (

@@ -14,7 +14,7 @@ from pistage.core import codec, limits
 from pistage.core import commands as c
 from pistage.core.changes import TaskQueued, WaitingTask
 from pistage.core.demand import demands_of
-from pistage.core.machine import groups
+from pistage.core.machine import groups, notices
 from pistage.core.machine.endings import note_end
 from pistage.core.machine.outcome import ReleaseRun, Turn
 from pistage.core.machine.settling import Move, Waiting, moves, run_state
@@ -126,6 +126,7 @@ def make(turn: Turn, origin: Origin, runs: Sequence[tuple[str, Draft]]) -> list[
         if draft.state.is_terminal:
             turn.effects.append(ReleaseRun(run_id=run_id, agent_ids=()))
             note_end(turn, run_id)
+            notices.run_ended(turn, run_id)
     if made:
         newest = f"{made[-1][2].name}#{made[-1][1]}"
         groups.cancel_what_is_too_much(turn, origin.project, [draft.concurrency for _, draft in runs], newest)

@@ -26,17 +26,18 @@ SET owner = ?, fence = ?, at = ?, spec = ?, action = ?, secret = COALESCE(?, sec
 """
 _KNOWN = "SELECT project, name, owner, fence, spec, source FROM webhook WHERE id = ?"
 _EARLIER = """
-SELECT run_id, number FROM delivery WHERE webhook_id = ? AND key IN (SELECT value FROM json_each(?)) AND until >= ?
+SELECT run_id, number FROM webhook_delivery
+WHERE webhook_id = ? AND key IN (SELECT value FROM json_each(?)) AND until >= ?
 ORDER BY at, key LIMIT 1
 """
 _REMEMBER = """
-INSERT INTO delivery (webhook_id, key, at, until, run_id, number) VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO webhook_delivery (webhook_id, key, at, until, run_id, number) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (webhook_id, key) DO UPDATE
 SET at = excluded.at, until = excluded.until, run_id = excluded.run_id, number = excluded.number
 """
 _FORGET = """
-DELETE FROM delivery WHERE (webhook_id, key) IN (
-  SELECT webhook_id, key FROM delivery WHERE until < ? ORDER BY until, webhook_id, key LIMIT ?)
+DELETE FROM webhook_delivery WHERE (webhook_id, key) IN (
+  SELECT webhook_id, key FROM webhook_delivery WHERE until < ? ORDER BY until, webhook_id, key LIMIT ?)
 """
 
 
@@ -78,7 +79,7 @@ def delete(turn: Turn, command: c.DeleteWebhook) -> dict[str, object]:
     known = _id_of(turn, command.project, command.name)
     if known is None:
         raise PistageError(Code.NOT_FOUND, f"no webhook {command.name!r}", hint="see pistage webhook ls")
-    turn.db.execute("DELETE FROM delivery WHERE webhook_id = ?", (known,))
+    turn.db.execute("DELETE FROM webhook_delivery WHERE webhook_id = ?", (known,))
     turn.db.execute("DELETE FROM webhook WHERE id = ?", (known,))
     return {}
 

@@ -17,6 +17,8 @@ from pistage.master.dispatch import Dispatch
 from pistage.master.logs import LogStore
 from pistage.master.losses import Losses
 from pistage.master.members import Members
+from pistage.master.notices import Notices
+from pistage.master.outward import Outward
 from pistage.master.peers import Peers
 from pistage.master.replica import Replica
 from pistage.master.retention import Drops, Removals
@@ -43,6 +45,8 @@ class Context:
     drops: Drops
     schedules: Schedules
     afters: Afters
+    outward: Outward
+    notices: Notices
     removals: Removals
     sealing: Sealing
     archiving: Archiving

@@ -20,6 +20,7 @@ from pistage.master.api.cluster import ClusterRoutes
 from pistage.master.api.context import Context
 from pistage.master.api.events import EventRoutes
 from pistage.master.api.leading import after_reading_up, at_the_leader, sent_to_the_leader
+from pistage.master.api.notices import NoticeRoutes
 from pistage.master.api.output import OutputRoutes
 from pistage.master.api.peers import PeerRoutes
 from pistage.master.api.queues import QueueRoutes
@@ -87,7 +88,7 @@ def routes_of(context: Context) -> list[Route]:
         Route("GET", "/api/v1/retention", read(retention.list)),
         Route("PUT", "/api/v1/retention/{name}", lead(retention.put)),
         Route("DELETE", "/api/v1/retention/{name}", lead(retention.delete)),
-        *_routes_of_triggers(context, schedules, afters),
+        *_routes_of_beginnings_and_ends(context, schedules, afters),
         Route("GET", "/api/v1/agents", lead(read(agents.list))),
         Route("POST", "/api/v1/agents/{id}/drain", lead(agents.drain)),
         Route("POST", "/api/v1/agents/{id}/resume", lead(agents.resume)),
@@ -123,11 +124,12 @@ def _routes_of_schedules(context: Context, schedules: ScheduleRoutes) -> list[Ro
     ]
 
 
-def _routes_of_triggers(context: Context, schedules: ScheduleRoutes, afters: AfterRoutes) -> list[Route]:
+def _routes_of_beginnings_and_ends(context: Context, schedules: ScheduleRoutes, afters: AfterRoutes) -> list[Route]:
     lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
     webhooks = WebhookRoutes(context)
     return [
         *_routes_of_schedules(context, schedules),
+        *_routes_of_notices(context),
         Route("GET", "/api/v1/webhooks", read(webhooks.list)),
         Route("PUT", "/api/v1/webhooks/{name}", lead(webhooks.put)),
         Route("GET", "/api/v1/webhooks/{name}", read(webhooks.show)),
@@ -136,6 +138,18 @@ def _routes_of_triggers(context: Context, schedules: ScheduleRoutes, afters: Aft
         Route("GET", "/api/v1/afters", read(afters.list)),
         Route("GET", "/api/v1/afters/{name}", read(afters.show)),
         Route("DELETE", "/api/v1/afters/{name}", lead(afters.delete)),
+    ]
+
+
+def _routes_of_notices(context: Context) -> list[Route]:
+    notices = NoticeRoutes(context)
+    lead, read = partial(at_the_leader, context), partial(after_reading_up, context)
+    return [
+        Route("GET", "/api/v1/runs/{id}/notices", read(notices.of_run)),
+        Route("GET", "/api/v1/notices", read(notices.list)),
+        Route("PUT", "/api/v1/notices/{name}", lead(notices.put)),
+        Route("DELETE", "/api/v1/notices/{name}", lead(notices.delete)),
+        Route("POST", "/api/v1/notices/{name}/test", lead(notices.test)),
     ]
 
 

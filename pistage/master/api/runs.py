@@ -20,6 +20,7 @@ from pistage.errors import Code, PistageError
 from pistage.master import reads
 from pistage.master.api import bodies, http, views
 from pistage.master.api.context import Context
+from pistage.master.api.notices import missing_receivers
 from pistage.master.api.queues import PRIORITY_MAX
 from pistage.master.api.retries import kept_in, parse_retry
 from pistage.master.api.schedules import ScheduleRoutes, asks_for_triggers
@@ -94,6 +95,7 @@ class RunRoutes:
         outcome = await context.replica.propose(command)
         view = keyed_view if by is None else finding_view
         warnings = [view(finding) for finding in planned.findings]
+        warnings += await missing_receivers(context, planned.plan, asked.project)
         return await self._submitted(
             str(outcome.value["run_id"]), warnings, status=201 if outcome.value["is_new"] else 200
         )

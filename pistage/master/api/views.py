@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pistage.core import codec, ids
 from pistage.core.model import State, Trigger
+from pistage.core.notices import Notify, shown_url
 from pistage.core.plan import Task
 from pistage.errors import Code, PistageError
 from pistage.master.state import Snapshot
@@ -170,8 +171,31 @@ async def show_run(snapshot: Snapshot, run_id: str, why_waiting: WhyWaiting) -> 
     titled = await titles_in(snapshot, (task["waiting"] for task in tasks))
     for task in tasks:
         task["waiting"] = titled(task["waiting"])
-    return run_head(row) | {"tasks": tasks, "applied_index": row["applied_index"]}
+    notices = await notices_of(snapshot, run_id) if State(row["state"]).is_terminal else []
+    return run_head(row) | {"tasks": tasks, "notices": notices, "applied_index": row["applied_index"]}
 
+
+async def notices_of(snapshot: Snapshot, run_id: str) -> list[dict[str, Any]]:
+    """Whom the end of a run is told to, and how far that is; no more of a URL than where it leads."""
+    found = []
+    for row in await snapshot.rows(_NOTICES, (run_id,)):
+        notifies: tuple[Notify, ...] = codec.from_json(tuple[Notify, ...], row["notifies"] or "[]")
+        is_inline = row["receiver"] is None and row["notify"] < len(notifies)
+        url = shown_url(notifies[row["notify"]].url) if is_inline else None
+        found.append(
+            {"delivery": f"{run_id}-{row['position']}", "receiver": row["receiver"], "url": url, "state": row["state"]}
+            | {key: row[key] for key in ("tries", "status", "reason")}
+            | {key: at(row[key]) for key in ("due_at", "created_at", "ended_at")}
+        )
+    return found
+
+
+_NOTICES = """
+SELECT delivery.position, delivery.receiver, delivery.notify, delivery.state, delivery.tries, delivery.status,
+  delivery.reason, delivery.due_at, delivery.created_at, delivery.ended_at,
+  CASE WHEN json_valid(run.plan) THEN json_extract(run.plan, '$.notify') END AS notifies
+FROM delivery JOIN run ON run.id = delivery.run_id WHERE delivery.run_id = ? ORDER BY delivery.position
+"""
 
 _EXPLAINED_MAX = 20  # of the tasks that wait; `why` tells of any of them
 _TASKS = """

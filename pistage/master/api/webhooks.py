@@ -251,13 +251,13 @@ class WebhookRoutes:
 _WEBHOOKS: Final = "SELECT id, project, name, owner, created_at, at, spec, action FROM webhook"
 _SECRET: Final = "SELECT id, fence, spec, action, secret FROM webhook WHERE project = ? AND name = ?"
 _EARLIER: Final = """
-SELECT delivery.run_id, delivery.number, run.name FROM delivery JOIN run ON run.id = delivery.run_id
+SELECT delivery.run_id, delivery.number, run.name FROM webhook_delivery AS delivery JOIN run ON run.id = delivery.run_id
 WHERE delivery.webhook_id = ? AND delivery.key IN (SELECT value FROM json_each(?)) AND delivery.until >= ?
 ORDER BY delivery.at, delivery.key LIMIT 1
 """
 _DELIVERIES: Final = """
 SELECT DISTINCT delivery.at, delivery.run_id, run.name, run.number, run.state
-FROM delivery JOIN run ON run.id = delivery.run_id WHERE delivery.webhook_id = ?
+FROM webhook_delivery AS delivery JOIN run ON run.id = delivery.run_id WHERE delivery.webhook_id = ?
 ORDER BY delivery.at DESC, delivery.run_id DESC LIMIT ?
 """
 

@@ -321,7 +321,6 @@ def test_unknown_keys_are_warnings_with_the_nearest_known_one() -> None:
         "matrix",
         "secrets",
         "cache",
-        "notify",
         "triggers",
     ],
 )

@@ -1,0 +1,353 @@
+"""The leader's part of notices in simulated time: leaders that fall, proposals that are lost, receivers that fail."""
+
+import asyncio
+import itertools
+import random
+import sqlite3
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pistage.core import commands as c
+from pistage.core import commands_of_notices as n
+from pistage.core import limits, machine
+from pistage.core.machine import Outcome
+from pistage.core.notices import End, Notify, Receiver, Verdict, verdict_on
+from pistage.master.notices import Notices
+from pistage.master.outward import Tried
+from tests.core.plans import a_plan
+from tests.fleet.cluster import Snapshot
+from tests.master.test_schedules_over_time import Loop, Proposal
+
+HOUR = 3_600.0
+START_MS = 1_767_225_600_000
+#: How receivers behave, by a word in their URL.
+GOOD, FLAKY, DOWN, GONE, HANGING, ASKING = "good", "flaky", "down", "gone", "hanging", "asking"
+
+
+class Rows(Snapshot):
+    async def row(self, sql: str, parameters: Any = ()) -> sqlite3.Row | None:
+        rows = await self.rows(sql, parameters)
+        return rows[0] if rows else None
+
+
+class World:
+    """All receivers: what they were sent, and what they answered."""
+
+    def __init__(self, rng: random.Random, counts: Counter[str]) -> None:
+        self.rng, self.counts = rng, counts
+        self.taken: dict[str, list[bytes]] = defaultdict(list)  # by delivery id
+        self.tries: Counter[str] = Counter()
+        self.open: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()  # of them at one time
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Tried:
+        delivery = headers["X-Pistage-Delivery"]
+        self.open.update([url, "all"])
+        try:
+            self.most |= self.open
+            self.tries[delivery] += 1
+            if HANGING in url:
+                await asyncio.sleep(limits.NOTICE_TOTAL_S)
+                return Tried(verdict=Verdict.WAITING, reason="no answer")
+            await asyncio.sleep(self.rng.uniform(0.001, 0.2))
+            status = self._status(url)
+            if status == 204:
+                self.taken[delivery].append(body)
+            await asyncio.sleep(self.rng.uniform(0.001, 0.2))
+            asked_ms = 120_000 if status == 429 else None
+            return Tried(verdict=verdict_on(status), status=status, asked_ms=asked_ms, reason=f"{status}")
+        finally:
+            self.open.subtract([url, "all"])
+
+    def _status(self, url: str) -> int:
+        for word, status, share in ((GONE, 404, 1.0), (DOWN, 503, 1.0), (FLAKY, 500, 0.4), (ASKING, 429, 0.5)):
+            if word in url and self.rng.random() < share:
+                return status
+        return 204
+
+
+class Master:
+    """Stands for a replica, with the real `Notices`."""
+
+    def __init__(self, group: "Group") -> None:
+        self.group = group
+        self.listeners: list[Callable[[Outcome], None]] = []
+        self.notices = Notices(self, group.world, rng=random.Random(1))  # type: ignore[arg-type]
+        self.task: asyncio.Task[None] | None = None
+
+    def lead(self) -> None:
+        self.task = self.group.loop.create_task(self.notices.serve())
+        self.task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.group.loop.fail(error)
+
+    def on_applied(self, listener: Callable[[Outcome], None]) -> None:
+        self.listeners.append(listener)
+
+    def now_ms(self) -> int:
+        return self.group.now_ms()
+
+    @property
+    def reader(self) -> "Master":
+        return self
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Rows]:
+        await asyncio.sleep(self.group.rng.uniform(0.0, 0.01))
+        yield Rows(self.group.db)
+
+    single = snapshot
+
+    async def propose(self, command: c.Command) -> Outcome:
+        group = self.group
+        proposal = Proposal(replace(command, at=self.now_ms()), group.loop.create_future())
+        group.log.append(proposal)
+        group.loop.call_later(group.rng.uniform(0.001, 0.05), group.commit)
+        if group.is_deadly and group.rng.random() < 0.05:
+            group.loop.call_later(group.rng.uniform(0.0, 0.05), group.kill, self)
+        outcome = await proposal.answer
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome
+
+
+class Group:
+    """One log and one state; masters that lead in turn, with times between in which none does."""
+
+    def __init__(self, seed: int, *, is_deadly: bool = True) -> None:
+        self.loop, self.rng, self.is_deadly = Loop(), random.Random(seed), is_deadly
+        asyncio.set_event_loop(self.loop)
+        self.db = sqlite3.connect(":memory:", isolation_level=None)
+        machine.create_tables(self.db)
+        self.index = self.runs = 0
+        self.log: deque[Proposal] = deque()
+        self.counts: Counter[str] = Counter()
+        self.world = World(self.rng, self.counts)
+        self.masters = [Master(self) for _ in range(3)]
+        self.leader: Master | None = None
+
+    def now_ms(self) -> int:
+        return START_MS + int(self.loop.now_s * 1000)
+
+    def apply(self, command: c.Command) -> Outcome:
+        self.index += 1
+        outcome = machine.apply(self.db, self.index, command)
+        for master in self.masters:
+            for listener in master.listeners:
+                listener(outcome)
+        return outcome
+
+    def commit(self) -> None:
+        if not self.log or self.leader is None:
+            return
+        proposal = self.log.popleft()
+        outcome = self.apply(proposal.command)
+        if not proposal.answer.done():
+            proposal.answer.set_result(outcome)
+
+    def elect(self) -> None:
+        for _ in self.log:
+            self.loop.call_later(self.rng.uniform(0.0, 0.02), self.commit)
+        self.leader = self.rng.choice(self.masters)
+        self.leader.lead()
+        if self.is_deadly:
+            life_s = self.rng.choice([1.0, 3.0, 60.0, 1800.0]) * self.rng.uniform(0.3, 1.0)
+            self.loop.call_later(life_s, self.kill, self.leader)
+
+    def kill(self, master: Master) -> None:
+        """What it had proposed is lost, or is committed without anybody's hearing of it."""
+        if self.leader is not master or master.task is None:
+            return
+        master.task.cancel()
+        self.leader = None
+        kept = self.rng.randint(0, len(self.log))
+        self.counts["proposal lost"] += len(self.log) - kept
+        self.counts["proposal kept"] += kept
+        while len(self.log) > kept:
+            self.log.pop()
+        self.counts["leader killed"] += 1
+        self.loop.call_later(self.rng.choice([0.5, 3.0, 100.0]) * self.rng.uniform(0.5, 1.0), self.elect)
+
+    def put(self, name: str, **given: Any) -> None:
+        receiver = Receiver(url=f"https://{name}.example/", on=tuple(End), **given)
+        assert self.apply(n.PutReceiver(at=1, project="default", owner="o", name=name, receiver=receiver)).error is None
+
+    def end_a_run(self, *notify: Notify) -> str:
+        self.runs += 1
+        run_id, at = f"r{self.runs}", self.now_ms()
+        plan = replace(a_plan(name="night"), notify=notify)
+        self.apply(c.SubmitRun(at=at, run_id=run_id, project="default", owner="o", plan=plan, source=""))
+        self.apply(c.CancelRun(at=at, run_id=run_id, owner="o", reason="it is over"))
+        return run_id
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        sql = "SELECT run_id, position, receiver, state, tries, reason, created_at, ended_at FROM delivery"
+        return self.db.execute(sql).fetchall()
+
+
+@pytest.fixture
+def group_of() -> Iterator[Callable[..., Group]]:
+    groups: list[Group] = []
+
+    def made(seed: int, **given: Any) -> Group:
+        groups.append(Group(seed, **given))
+        return groups[-1]
+
+    yield made
+    for group in groups:
+        group.loop.finish()
+        group.db.close()
+    asyncio.set_event_loop(None)
+
+
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed > 1)) for seed in range(12)])
+def test_each_end_is_told_or_given_up_whoever_leads_and_under_one_id(group_of: Callable[..., Group], seed: int) -> None:
+    group = group_of(seed)
+    words = (GOOD, FLAKY, DOWN, GONE, HANGING, ASKING)
+    for word in words:
+        group.put(word)
+    group.elect()
+    inline = Notify(url=f"https://{GOOD}.inline.example/", on=tuple(End))
+    for _ in range(60):
+        group.loop.call_later(group.rng.uniform(0.0, 2 * HOUR), group.end_a_run, inline)
+    group.loop.run_until(8 * HOUR)
+    group.is_deadly = False
+    group.loop.run_until(10 * HOUR)
+    rows = group.rows()
+    assert len(rows) == 60 * (len(words) + 1)
+    by_state: dict[str, Counter[str]] = defaultdict(Counter)
+    for run_id, position, receiver, state, tries, reason, created_at, ended_at in rows:
+        by_state[receiver or "inline"][state] += 1
+        taken = group.world.taken[f"{run_id}-{position}"]
+        assert len(set(taken)) <= 1, "a notice says something else at another try"
+        assert (state == "delivered") <= bool(taken), "it is recorded as told, and was not"
+        assert 1 <= tries <= limits.NOTICE_TRIES_MAX and ended_at > created_at
+        assert state == "delivered" or (reason and "fault of ours" not in reason)
+        group.counts["told twice"] += len(taken) > 1
+    assert by_state.keys() == {*words, "inline"}
+    for word in (GOOD, "inline", FLAKY, ASKING):
+        assert by_state[word].keys() <= {"delivered", "given_up"} and by_state[word]["delivered"] > 50
+    assert by_state[GOOD] == by_state["inline"] == {"delivered": 60}
+    assert [by_state[word] for word in (DOWN, GONE, HANGING)] == [{"given_up": 60}] * 3
+    assert min(group.counts[what] for what in ("leader killed", "told twice")) > 0
+    assert max(group.world.most.values()) == group.world.most["all"] <= limits.NOTICES_AT_ONCE
+    assert group.counts["proposal lost"] + group.counts["proposal kept"] > 0
+
+
+def test_receivers_that_hang_hold_up_no_other(group_of: Callable[..., Group]) -> None:
+    group = group_of(1, is_deadly=False)
+    hanging = [f"{HANGING}-{number}" for number in range(3)]
+    for word in (GOOD, *hanging):
+        group.put(word)
+    group.elect()
+    for number in range(300):
+        group.loop.call_later(number * 0.5, group.end_a_run)
+    group.loop.run_until(200.0)
+    waits = [ended - created for _, _, receiver, _, _, _, created, ended in group.rows() if receiver == GOOD]
+    assert len(waits) == 300 and max(waits) < 2_000
+    assert [group.world.most[f"https://{word}.example/"] for word in hanging] == [limits.NOTICES_TO_ONE_AT_ONCE] * 3
+
+
+def test_no_more_are_on_their_way_than_there_are_places(group_of: Callable[..., Group]) -> None:
+    group = group_of(1, is_deadly=False)
+    for number in range(8):
+        group.put(f"{HANGING}-{number}")
+    group.elect()
+    for _ in range(20):
+        group.end_a_run()
+    group.loop.run_until(100.0)
+    assert group.world.most["all"] == limits.NOTICES_AT_ONCE
+
+
+def test_what_was_not_told_within_a_day_is_given_up_and_not_sent(group_of: Callable[..., Group]) -> None:
+    group = group_of(1, is_deadly=False)
+    group.put(GOOD)
+    run_id = group.end_a_run()
+    group.loop.run_until(25 * HOUR)  # nobody leads
+    group.elect()
+    group.loop.run_until(25 * HOUR + 10)
+    ((_, _, _, state, _, reason, *_),) = group.rows()
+    assert (state, reason) == ("given_up", "there was no leader to deliver it within a day")
+    assert group.world.tries[f"{run_id}-1"] == 0
+
+
+def test_what_would_be_tried_after_a_day_is_given_up_at_once(group_of: Callable[..., Group]) -> None:
+    group = group_of(1, is_deadly=False)
+    group.put(f"{DOWN}-{ASKING}")
+    run_id = group.end_a_run()
+    group.loop.run_until(24 * HOUR - 0.5)  # nobody leads
+    group.elect()
+    group.loop.run_until(24 * HOUR + 10)
+    ((_, _, _, state, _, reason, *_),) = group.rows()
+    assert (state, reason) == ("given_up", "503; it is a day old")
+    assert group.world.tries[f"{run_id}-1"] == 1
+
+
+def test_waits_between_tries_are_those_that_are_promised(group_of: Callable[..., Group]) -> None:
+    group = group_of(1, is_deadly=False)
+    group.put(DOWN)
+    group.elect()
+    times: list[float] = []
+    send = group.world.post
+
+    async def timed(url: str, body: bytes, headers: Mapping[str, str]) -> Tried:
+        times.append(group.loop.now_s)
+        return await send(url, body, headers)
+
+    group.world.post = timed  # type: ignore[method-assign]
+    group.end_a_run()
+    group.loop.run_until(2 * HOUR)
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    promised = [1, 4, 16, 64, 256, 600, 600, 600, 600]
+    assert len(waits) == len(promised)
+    assert all(0.8 * one <= wait <= 1.2 * one + 1.5 for wait, one in zip(waits, promised, strict=True))
+
+
+def test_what_cannot_be_read_is_given_up_and_stops_no_leader(group_of: Callable[..., Group]) -> None:
+    group = group_of(1, is_deadly=False)
+    group.put(GOOD)
+    group.put("bad")
+    inline = Notify(url=f"https://{GOOD}.inline.example/", on=tuple(End))
+    poisoned = [group.end_a_run(inline) for _ in range(3)]
+    for run_id, poison in zip(poisoned, ("{{", '{"notify": 7}', "[]"), strict=True):
+        group.db.execute("UPDATE run SET plan = ? WHERE id = ?", (poison, run_id))
+    group.db.execute("UPDATE receiver SET spec = '{}' WHERE name = 'bad'")
+    group.db.execute("UPDATE run SET started_by = '' WHERE id = ?", (poisoned[0],))
+    group.elect()
+    fine = group.end_a_run()
+    group.loop.run_until(60)
+    found = {(run_id, receiver): (state, reason) for run_id, _, receiver, state, _, reason, *_ in group.rows()}
+    unread = ("given_up", "what the state has of it cannot be read")
+    assert found.pop((poisoned[0], GOOD)) == unread
+    assert all(found.pop((run_id, None)) == found.pop((run_id, "bad")) == unread for run_id in poisoned)
+    assert found == {(run_id, GOOD): ("delivered", "204") for run_id in (*poisoned[1:], fine)}
+
+
+def test_a_fault_of_ours_stops_neither_the_leader_nor_the_other_notices(
+    group_of: Callable[..., Group], caplog: pytest.LogCaptureFixture
+) -> None:
+    group = group_of(1, is_deadly=False)
+    group.put(GOOD)
+    group.put(FLAKY)
+    send = group.world.post
+
+    async def faulty(url: str, body: bytes, headers: Mapping[str, str]) -> Tried:
+        if FLAKY in url:
+            raise RuntimeError(f"a bug at {url}")
+        return await send(url, body, headers)
+
+    group.world.post = faulty  # type: ignore[method-assign]
+    group.elect()
+    group.end_a_run()
+    group.loop.run_until(2 * HOUR)
+    found = {receiver: (state, reason) for _, _, receiver, state, _, reason, *_ in group.rows()}
+    assert found[GOOD][0] == "delivered"
+    assert found[FLAKY] == ("given_up", "a fault of ours; the master's log has more; it was tried 10 times")
+    assert "could not be sent: RuntimeError at" in caplog.text and f"{FLAKY}.example" not in caplog.text

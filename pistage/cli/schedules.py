@@ -17,6 +17,8 @@ from pistage.client import Page, Schedule
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
 
+_FIELDS = range(5, 8)  # of an expression
+
 
 @click.group("cron", short_help="Run definitions and actions by schedules.")
 def cron_verb() -> None:
@@ -155,9 +157,9 @@ def _enable(name: str, config: Config[ClientConfig], *, is_enabled: bool) -> Sch
 def next_times(*, subject: str, timezone: str, count: int, config: Config[ClientConfig]) -> None:
     """Show the next times of a schedule, or of an expression, in its zone and in UTC.
 
-    An expression has blanks in it or begins with @, and needs no server.
+    An expression has 5 to 7 fields or begins with @, and needs no server.
     """
-    if " " in subject.strip() or subject.startswith("@"):
+    if subject.startswith("@") or len(subject.split()) in _FIELDS:
         times, zone = _times_of(subject, timezone, count), timezone
     else:
 

@@ -22,11 +22,13 @@ class NewSchedule:
 class PutSchedules:
     """Let a definition be run by these schedules, and by no others that were set under its name.
 
-    What is run is `source`, or, if that is empty, the action called `action` as it is when its time comes.
+    What is run is `source`, or, if that is empty, the action called `action` as it is when its time comes. `since` is
+    when that begins, by the clock of the leader, which reckons the times: what came before is over.
     """
 
     kind: Literal["put_schedules"] = "put_schedules"
     at: int
+    since: int
     project: str
     owner: str
     definition: str
@@ -48,10 +50,11 @@ class DeleteSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnableSchedule:
-    """Pause a schedule, or let it go on: from now, what came meanwhile is not made up for."""
+    """Pause a schedule, or let it go on: from `since`, what came meanwhile is not made up for."""
 
     kind: Literal["enable_schedule"] = "enable_schedule"
     at: int
+    since: int
     project: str
     name: str
     is_enabled: bool

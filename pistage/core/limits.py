@@ -72,6 +72,7 @@ BATCH_TEXT_BYTES_MAX: Final = 2 * MIB  # the document, once for each set of para
 # --- schedules -------------------------------------------------------------------------------------------
 SCHEDULES_MAX: Final = 20_000  # of the cluster; a leader knows them all by heart
 SCHEDULES_OF_DEFINITION_MAX: Final = 20
+SCHEDULE_WITH_BYTES_MAX: Final = 64 * KIB  # a leader has that of all schedules in memory
 SCHEDULE_QUEUED_MAX: Final = 100  # runs of one schedule that wait for each other; then its times are passed over
 FIRES_KEPT: Final = 200  # of a schedule's history; the runs are kept as any others
 FIRES_AT_ONCE: Final = 100  # in one command: every master is at it for some 20 ms, and nothing else goes on

@@ -8,7 +8,7 @@ import hashlib
 import heapq
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -59,8 +59,11 @@ class _Batch:
     size: int = 0
     tasks: int = 0
 
-    def add(self, fire: Fire, made: _Made) -> None:
-        """One more that executes this plan."""
+    def add(self, fire: Fire, made: _Made | None) -> None:
+        """One more, that executes this plan, or none."""
+        if made is None:
+            self.fires.append(fire)
+            return
         numbers = (number for number, plan in enumerate(self.plans) if plan is made.plan)
         if (number := next(numbers, None)) is None:
             number = len(self.plans)
@@ -69,20 +72,38 @@ class _Batch:
         self.fires.append(replace(fire, plan=number))
         self.tasks += len(made.plan.plan.tasks)
 
-    def has_room(self, made: _Made) -> bool:
-        """Whether one more fire of it goes in."""
+    def has_room(self, made: _Made | None) -> bool:
+        """Whether one more fire of it goes in, or one without a plan."""
+        size, tasks = (0, 0) if made is None else (made.size, len(made.plan.plan.tasks))
         return not self.fires or (
             len(self.fires) < limits.FIRES_AT_ONCE
-            and self.size + made.size <= _COMMAND_BYTES_MAX
-            and self.tasks + len(made.plan.plan.tasks) <= _COMMAND_TASKS_MAX
+            and self.size + size <= _COMMAND_BYTES_MAX
+            and self.tasks + tasks <= _COMMAND_TASKS_MAX
         )
+
+    def part(self, fires: Sequence[Fire]) -> _Batch:
+        """These of its fires, with the plans that they execute."""
+        numbers = sorted({fire.plan for fire in fires if fire.plan is not None})
+        at = {number: place for place, number in enumerate(numbers)}
+        kept = [fire if fire.plan is None else replace(fire, plan=at[fire.plan]) for fire in fires]
+        return _Batch(plans=[self.plans[number] for number in numbers], fires=kept)
 
 
 class Schedules:
     """Runs `serve` for as long as this master leads. A later leader goes on from what is decided."""
 
-    def __init__(self, replica: Replica, planner: Planner, *, refuse_unless_space: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        planner: Planner,
+        *,
+        refuse_unless_space: Callable[[], None],
+        now_ms: Callable[[], int] = wire.now_ms,
+    ) -> None:
         self._replica, self._planner, self._refuse_unless_space = replica, planner, refuse_unless_space
+        #: The clock of this machine, and not that of the log: which never goes back, so that one leader whose clock was
+        #: hours ahead would have every schedule fire hours early from then on.
+        self._now_ms = now_ms
         self._entries: dict[str, _Entry] = {}
         self._queue: list[tuple[int, str]] = []
         self._changed: set[str] = set()
@@ -104,7 +125,8 @@ class Schedules:
         self._entries.clear()
         self._queue.clear()
         self._changed.clear()
-        self._is_serving, self._since = True, self._replica.now_ms()
+        self._plans = _Plans()  # of actions that may have changed while nobody told us
+        self._is_serving, self._since = True, self._now_ms()
         try:
             async with self._replica.reader.snapshot() as snapshot:
                 there = await scheduled.enabled(snapshot)
@@ -124,7 +146,7 @@ class Schedules:
     async def _wait(self) -> None:
         left_s = _LOOK_EVERY_S
         if self._queue:
-            left_s = min(left_s, (self._queue[0][0] - self._replica.now_ms()) / 1000)
+            left_s = min(left_s, (self._queue[0][0] - self._now_ms()) / 1000)
         if left_s > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
@@ -147,10 +169,13 @@ class Schedules:
             for about in there[start : start + limits.FIRES_AT_ONCE]:
                 try:
                     timer = Timer.of(about.schedule, _share_of(about.id))
+                    entry = _Entry(about, timer, timer.next_due(about.decided_until))
                 except CronError as error:  # this machine does not know the zone
                     log.error("schedule=%s does not fire: %s", about.name, error.message)
                     continue
-                entry = _Entry(about, timer, timer.next_due(about.decided_until))
+                except Exception:  # a bug of ours, which else would end one leader after the other
+                    log.exception("schedule=%s does not fire", about.name)
+                    continue
                 self._entries[about.id] = entry
                 if entry.due_at is not None:
                     heapq.heappush(self._queue, (entry.due_at, about.id))
@@ -160,7 +185,7 @@ class Schedules:
 
     async def _fire_what_is_due(self) -> bool:
         """Have as much decided as one look takes; whether there was anything."""
-        now = self._replica.now_ms()
+        now = self._now_ms()
         entries = self._due_by(now)
         if not entries:
             return False
@@ -189,11 +214,13 @@ class Schedules:
 
     async def _planned(self, entries: Sequence[_Entry]) -> dict[str, _Made | PistageError]:
         """What each of them is to execute, or why nothing can be."""
-        results = await asyncio.gather(*(self._plan(entry.about) for entry in entries))
-        return {entry.about.id: result for entry, result in zip(entries, results, strict=True)}
+        by_key = {_key_of(entry.about): entry.about for entry in entries}
+        results = await asyncio.gather(*(self._plan(key, about) for key, about in by_key.items()))
+        made = dict(zip(by_key, results, strict=True))
+        return {entry.about.id: made[_key_of(entry.about)] for entry in entries}
 
-    async def _plan(self, about: Scheduled) -> _Made | PistageError:
-        key, plans = _key_of(about), self._plans
+    async def _plan(self, key: str, about: Scheduled) -> _Made | PistageError:
+        plans = self._plans
         if (made := plans.get(key)) is not None:
             return made
         async with self._replica.reader.single() as snapshot:
@@ -214,28 +241,30 @@ class Schedules:
     async def _decide(self, due: Sequence[tuple[_Entry, Due]], made: dict[str, _Made | PistageError]) -> None:
         batch = _Batch()
         for entry, one in due:
-            about, after = entry.about, entry.about.decided_until
-            if one.missed is not None:
-                reason = self._reason(entry, one.missed.last)
-                batch.fires.append(
-                    Fire(
-                        schedule_id=about.id, fence=about.fence, after=after, nominal=one.missed.first,
-                        until=one.missed.last, count=one.missed.count, reason=reason,
-                    )
-                )  # fmt: skip
-                after = one.missed.last
-            for nominal in one.fires:
-                plan = made[about.id]
-                fire = Fire(schedule_id=about.id, fence=about.fence, after=after, nominal=nominal)
-                after = nominal
-                if not isinstance(plan, _Made):
-                    batch.fires.append(replace(fire, outcome="failed", reason=str(plan)))
-                    continue
+            for fire, plan in self._fires(entry, one, made.get(entry.about.id)):
                 if not batch.has_room(plan):
                     await self._propose(batch)
                     batch = _Batch()
-                batch.add(replace(fire, run_id=wire.new_id()), plan)
+                batch.add(fire, plan)
         await self._propose(batch)
+
+    def _fires(
+        self, entry: _Entry, due: Due, made: _Made | PistageError | None
+    ) -> Iterator[tuple[Fire, _Made | None]]:  # fmt: skip
+        about = entry.about
+        known = Fire(schedule_id=about.id, fence=about.fence, after=about.decided_until, nominal=0)
+        if (missed := due.missed) is not None:
+            reason = self._reason(entry, missed.last)
+            yield replace(known, nominal=missed.first, until=missed.last, count=missed.count, reason=reason), None
+            known = replace(known, after=missed.last)
+        if isinstance(made, _Made):
+            for nominal in due.fires:
+                yield replace(known, nominal=nominal, run_id=wire.new_id()), made
+                known = replace(known, after=nominal)
+        elif due.fires:
+            reason = str(made)[: limits.REASON_CHARS_MAX]
+            first, last, count = due.fires[0], due.fires[-1], len(due.fires)
+            yield replace(known, nominal=first, until=last, count=count, outcome="failed", reason=reason), None
 
     def _reason(self, entry: _Entry, last: int) -> str:
         who = "no leader" if last < self._since else "the leader was late"
@@ -248,20 +277,21 @@ class Schedules:
         except PistageError as refusal:
             if refusal.code in _PASSING:
                 raise
-            await self._propose_singly(batch, refusal)
+            await self._propose_less(batch, refusal)
 
-    async def _propose_singly(self, batch: _Batch, refusal: PistageError) -> None:
+    async def _propose_less(self, batch: _Batch, refusal: PistageError) -> None:
         """One that the state cannot hold must not keep the others from being decided, nor come for ever."""
-        if len(batch.fires) == 1:
-            (fire,) = batch.fires
-            log.error("schedule=%s nominal=%d: %s", fire.schedule_id, fire.nominal, refusal)
-            await self._propose(_Batch(fires=[replace(fire, plan=None, outcome="failed", reason=str(refusal))]))
+        if len(batch.fires) > 1:
+            middle = len(batch.fires) // 2
+            await self._propose(batch.part(batch.fires[:middle]))
+            await self._propose(batch.part(batch.fires[middle:]))
             return
-        for fire in batch.fires:
-            if fire.plan is None:
-                await self._propose(_Batch(fires=[fire]))
-            else:
-                await self._propose(_Batch(plans=[batch.plans[fire.plan]], fires=[replace(fire, plan=0)]))
+        (fire,) = batch.fires
+        if fire.plan is None:
+            raise refusal
+        log.error("schedule=%s nominal=%d: %s", fire.schedule_id, fire.nominal, refusal)
+        reason = str(refusal)[: limits.REASON_CHARS_MAX]
+        await self._propose(_Batch(fires=[replace(fire, plan=None, outcome="failed", reason=reason)]))
 
 
 class _Plans:
@@ -279,11 +309,13 @@ class _Plans:
 
     def keep(self, key: str, made: _Made) -> None:
         """For the next time; what was longest not asked for goes."""
+        if key in self._kept:
+            return
         self._kept[key] = made
-        self._size += made.size
+        self._size += len(key) + made.size
         while self._size > _PLANS_BYTES_MAX:
-            _, oldest = self._kept.popitem(last=False)
-            self._size -= oldest.size
+            forgotten, oldest = self._kept.popitem(last=False)
+            self._size -= len(forgotten) + oldest.size
 
 
 def _key_of(about: Scheduled) -> str:

@@ -31,7 +31,13 @@ def put(cluster: Cluster, *names: str, definition: str = "night", source: str = 
     new = tuple(s.NewSchedule(id=f"id-{name}", name=name, schedule=schedule) for name in names or ("night",))
     return cluster.apply(
         s.PutSchedules(
-            at=cluster.now, project="default", owner="o", definition=definition, schedules=new, source=source
+            at=cluster.now,
+            since=cluster.now,
+            project="default",
+            owner="o",
+            definition=definition,
+            schedules=new,
+            source=source,
         )
     )
 
@@ -131,16 +137,37 @@ def test_what_came_before_it_was_set_or_resumed_is_over(cluster: Cluster) -> Non
     cluster.now = 3 * HOUR
     put(cluster)
     assert fire(cluster, 2 * HOUR) == "another leader decided meanwhile"
-    cluster.apply(s.EnableSchedule(at=cluster.now, project="default", name="night", is_enabled=False))
+    cluster.apply(
+        s.EnableSchedule(at=cluster.now, since=cluster.now, project="default", name="night", is_enabled=False)
+    )
     assert fire(cluster, 4 * HOUR) == "the schedule has changed"
     cluster.now = 5 * HOUR
-    cluster.apply(s.EnableSchedule(at=cluster.now, project="default", name="night", is_enabled=True))
+    cluster.apply(s.EnableSchedule(at=cluster.now, since=cluster.now, project="default", name="night", is_enabled=True))
     assert (fire(cluster, 5 * HOUR), fire(cluster, 6 * HOUR)) == ("another leader decided meanwhile", "")
+
+
+def test_what_is_due_already_is_decided_by_what_it_is_changed_to_unless_other_times_are_asked_for(
+    cluster: Cluster,
+) -> None:
+    put(cluster)
+    cluster.now = 9 * HOUR
+    put(cluster, jitter_ms=1, source="another text")
+    assert fire(cluster, 2 * HOUR) == ""
+    put(cluster, timezone="Asia/Shanghai")
+    assert fire(cluster, 3 * HOUR) == "another leader decided meanwhile"
+
+
+def test_one_that_was_to_run_once_and_is_paused_by_hand_stays_paused(cluster: Cluster) -> None:
+    put(cluster, is_once=True)
+    fire(cluster, HOUR)
+    cluster.apply(s.EnableSchedule(at=1, since=1, project="default", name="night", is_enabled=False))
+    put(cluster, is_once=True)
+    assert cluster.db.execute("SELECT is_enabled, paused_reason FROM schedule").fetchone() == (0, "somebody paused it")
 
 
 def test_what_somebody_paused_stays_paused_when_it_is_set_again(cluster: Cluster) -> None:
     put(cluster)
-    cluster.apply(s.EnableSchedule(at=1, project="default", name="night", is_enabled=False))
+    cluster.apply(s.EnableSchedule(at=1, since=1, project="default", name="night", is_enabled=False))
     put(cluster, source="another text")
     paused = cluster.db.execute("SELECT is_enabled, paused_reason FROM schedule").fetchone()
     assert paused == (0, "somebody paused it")
@@ -279,7 +306,7 @@ def test_there_are_no_more_than_a_leader_can_know(cluster: Cluster, monkeypatch:
     "command",
     [
         s.DeleteSchedule(at=1, project="default", name="x"),
-        s.EnableSchedule(at=1, project="default", name="x", is_enabled=True),
+        s.EnableSchedule(at=1, since=1, project="default", name="x", is_enabled=True),
     ],
 )
 def test_what_is_not_there_is_not_found(cluster: Cluster, command: c.Command) -> None:

@@ -244,3 +244,49 @@ async def test_a_name_that_cannot_be_and_one_that_is_taken_are_refused(tmp_path:
         assert (await api.call("PUT", f"/api/v1/schedules/{long}", json=body))[0] == 422
         for method, path in (("POST", "/pause"), ("POST", "/resume"), ("DELETE", ""), ("GET", "/fires"), ("GET", "")):
             assert (await api.call(method, f"/api/v1/schedules/none{path}"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"cron": "@daily", "catchup": "all"}, "did you mean 'catch_up'"),
+        ({"cron": "@daily", "with": {"a": "x" * 70_000}}, "65536 bytes"),
+        ({"cron": "@daily", "overlap": "queue"}, "concurrency group"),
+    ],
+)
+async def test_what_a_schedule_would_not_do_is_not_taken_in_silence(
+    tmp_path: Path, schedule: dict[str, Any], said: str
+) -> None:
+    async with a_master(tmp_path) as api:
+        definition = "name: x\nconcurrency: deploy\nimage: busybox\nrun: echo\n"
+        status, refused = await api.call(
+            "PUT", "/api/v1/schedules/x", json={"definition": definition, "schedule": schedule}
+        )
+        assert status == 422 and said in json.dumps(refused), refused
+
+
+async def test_one_that_is_set_by_hand_and_one_of_a_document_do_not_replace_each_other(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api:
+        await api.call("POST", "/api/v1/runs", data=NIGHT)
+        body = {"definition": NIGHT, "schedule": {"cron": "@daily"}}
+        assert (await api.call("PUT", "/api/v1/schedules/night", json=body))[0] == 409
+        assert (await api.call("PUT", "/api/v1/schedules/other", json=body))[0] == 200
+        assert (await api.call("POST", "/api/v1/runs", data=NIGHT.replace("name: night", "name: other")))[0] == 409
+
+
+@pytest.mark.slow
+async def test_many_times_that_fail_together_are_one_row_and_hold_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_master(tmp_path) as api:
+        await api.call("PUT", "/api/v1/actions/hello", data="name: hello\nimage: busybox\nrun: echo\n")
+        body = {"action": "hello", "schedule": {"cron": "* * * * * *", "catch_up": "all", "jitter": "1s"}}
+        await api.call("PUT", "/api/v1/schedules/hi", json=body)
+        await until_fired(api, "hi")
+        await api.call("DELETE", "/api/v1/actions/hello")
+    await asyncio.sleep(3.2)  # times that nobody can start
+    async with a_master(tmp_path) as api:
+        found = await until_fired(
+            api, "hi", lambda found: any(one["outcome"] == "failed" and one["count"] > 1 for one in found)
+        )
+        assert next(one for one in found if one["outcome"] == "failed")["run"] is None

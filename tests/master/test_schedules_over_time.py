@@ -64,7 +64,7 @@ class Master:
     def __init__(self, group: "Group") -> None:
         self.group = group
         self.listeners: list[Callable[[Outcome], None]] = []
-        self.schedules = Schedules(self, self, refuse_unless_space=lambda: None)  # type: ignore[arg-type]
+        self.schedules = Schedules(self, self, refuse_unless_space=lambda: None, now_ms=group.now_ms)  # type: ignore[arg-type]
         self.task: asyncio.Task[None] | None = None
 
     def lead(self) -> None:
@@ -174,8 +174,9 @@ class Group:
 
     def put(self, name: str, schedule: Schedule, *, action: str | None = None) -> None:
         command = s.PutSchedules(
-            at=self.now_ms(), project="default", owner="o", definition=name, source="" if action else "text",
-            schedules=(s.NewSchedule(id=name, name=name, schedule=schedule),), action=action,
+            at=self.now_ms(), since=self.now_ms(), project="default", owner="o", definition=name,
+            source="" if action else "text", action=action,
+            schedules=(s.NewSchedule(id=name, name=name, schedule=schedule),),
         )  # fmt: skip
         assert self.apply(command).error is None
 

@@ -17,7 +17,7 @@ from pistage.core.cron.zones import zone_named
 #: A time that is no further back fires although it is not to be caught up: masters may have been electing a leader.
 LATE_MS: Final = 60_000
 #: Times that were missed are counted up to here; of more, nobody wants to know how many.
-COUNTED_MAX: Final = 1_000
+COUNTED_MAX: Final = 100
 CAUGHT_UP_MAX: Final = 1_000
 CAUGHT_UP_DEFAULT: Final = 100
 WINDOW_DEFAULT_MS: Final = 24 * 3_600_000

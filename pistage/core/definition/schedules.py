@@ -30,6 +30,7 @@ from pistage.core.definition.fields import (
 from pistage.core.definition.findings import Page, Report
 from pistage.core.definition.nodes import Kind, ListNode, MapNode, Node, ScalarNode, is_true, number_of
 from pistage.core.definition.units import seconds_of
+from pistage.errors import Code, PistageError
 
 T = TypeVar("T")
 
@@ -75,6 +76,8 @@ def parse_schedule(said: Mapping[str, Any]) -> Schedule:
         found = schedules_field(page, document.root.get("schedule"), "schedule", has_group=False)
     if report.errors or not found:
         raise report.refusal()
+    for warning in report.warnings:  # a program that says what means nothing is wrong, too
+        raise PistageError(Code.INVALID, f"{warning.path}: {warning.message}", hint=warning.hint)
     return next(iter(found.values()))
 
 
@@ -118,6 +121,11 @@ def _mapped(page: Page, node: MapNode, has_group: bool) -> Schedule | None:
     jitter_ms = _ms_field(page, node.get("jitter"), "schedule.jitter", JITTER_MAX_MS) or 0
     given = map_field(page, node.get("with"), "schedule.with")
     parameters = {} if given is None else {name: _plain(value) for name, value in given.entries.items()}
+    if given is not None and len(json.dumps(parameters)) > limits.SCHEDULE_WITH_BYTES_MAX:
+        page.error(
+            given, "too-large", f"schedule.with has more than {limits.SCHEDULE_WITH_BYTES_MAX} bytes of JSON",
+            "have the run fetch what it needs",
+        )  # fmt: skip
     is_enabled = boolean_field(page, node.get("enabled"), "schedule.enabled", default=True)
     is_once = boolean_field(page, node.get("once"), "schedule.once")
     return _timed(
@@ -160,7 +168,7 @@ def _catch_up(page: Page, node: Node | None) -> tuple[CatchUp, int, int]:
         mode = choice_field(page, node.get("mode"), "catch_up.mode", CatchUp) or CatchUp.LAST
         limit = count_field(page, node.get("limit"), "catch_up.limit", CAUGHT_UP_MAX, least=1)
         window_ms = _ms_field(page, node.get("window"), "catch_up.window", WINDOW_MAX_MS)
-        return mode, limit or CAUGHT_UP_DEFAULT, window_ms or WINDOW_DEFAULT_MS
+        return mode, limit or CAUGHT_UP_DEFAULT, WINDOW_DEFAULT_MS if window_ms is None else window_ms
     mode = choice_field(page, node, "schedule.catch_up", CatchUp) or CatchUp.NONE
     return mode, CAUGHT_UP_DEFAULT, WINDOW_DEFAULT_MS
 

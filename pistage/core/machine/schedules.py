@@ -92,18 +92,26 @@ def put(turn: Turn, command: c.PutSchedules) -> dict[str, object]:
         row = known.pop(new.name, None)
         if row is None:
             head = (new.id, command.project, new.name, command.definition, command.owner, turn.index, is_enabled)
-            turn.db.execute(_INSERT, (*head, turn.at, turn.at, turn.at, spec, *what, command.source))
+            turn.db.execute(_INSERT, (*head, command.since, turn.at, turn.at, spec, *what, command.source))
             turn.schedules.append(new.id)
             continue
         schedule_id, was_enabled, reason, *said = row
         is_enabled = 0 if reason == _BY_HAND else is_enabled
         if said != [spec, *what] or was_enabled != is_enabled:
-            state = (turn.index, is_enabled, reason if reason == _BY_HAND else "", turn.at, turn.at)
+            # What is due already is decided as it is now, unless it was paused, or other times are asked for.
+            goes_on = was_enabled and _times_of(said[0]) == _times_of(spec)
+            since = 0 if goes_on else command.since
+            state = (turn.index, is_enabled, reason if reason == _BY_HAND else "", since, turn.at)
             turn.db.execute(_CHANGE, (command.owner, *state, spec, *what, command.source, schedule_id))
             turn.schedules.append(schedule_id)
     for row in known.values():
         _drop(turn, row[0])
     return {"names": [new.name for new in command.schedules]}
+
+
+def _times_of(spec: str) -> tuple[str, str]:
+    schedule: Schedule = codec.from_json(Schedule, spec)
+    return schedule.cron, schedule.timezone
 
 
 def _refuse_too_many(turn: Turn, command: c.PutSchedules, known: Collection[str]) -> None:
@@ -134,11 +142,11 @@ def delete(turn: Turn, command: c.DeleteSchedule) -> dict[str, object]:
 def enable(turn: Turn, command: c.EnableSchedule) -> dict[str, object]:
     """Pause it or let it go on; one that is so already stays as it is."""
     schedule_id = _required(turn, command.project, command.name)
-    (is_enabled,) = turn.db.execute("SELECT is_enabled FROM schedule WHERE id = ?", (schedule_id,)).fetchone()
-    if bool(is_enabled) != command.is_enabled:
-        reason = "" if command.is_enabled else _BY_HAND
+    was = turn.db.execute("SELECT is_enabled, paused_reason FROM schedule WHERE id = ?", (schedule_id,)).fetchone()
+    reason = "" if command.is_enabled else _BY_HAND
+    if was != (int(command.is_enabled), reason):
         # What came while it was paused is over, and what is decided stays decided.
-        until = turn.at if command.is_enabled else 0
+        until = command.since if command.is_enabled else 0
         turn.db.execute(_ENABLE, (turn.index, int(command.is_enabled), reason, until, turn.at, schedule_id))
         turn.schedules.append(schedule_id)
     return {}

@@ -88,8 +88,15 @@ class ScheduleRoutes:
             asked.definition or "", asked.action, dict(schedule.parameters), asked.start_node
         )  # fmt: skip
         planned, _ = await context.planner.plan(submission, project)  # what cannot be run is refused now, not at night
+        if planned.plan.concurrency is not None and "overlap" in asked.schedule:
+            raise PistageError(
+                Code.INVALID,
+                "schedule.overlap: the definition has a concurrency group, and that decides what becomes of overlaps",
+                hint="take out overlap here, or concurrency there",
+            )
         command = PutSchedules(
-            at=wire.now_ms(), project=project, owner=context.owner_of(request), definition=name,
+            at=wire.now_ms(), project=project, owner=context.owner_of(request), since=wire.now_ms(),
+            definition=f"{name} (by hand)",
             schedules=(NewSchedule(id=wire.new_id(), name=name, schedule=schedule),),
             source=asked.definition or "", action=asked.action, start_node=asked.start_node,
         )  # fmt: skip
@@ -113,7 +120,9 @@ class ScheduleRoutes:
 
     async def _enable(self, request: web.Request, *, is_enabled: bool) -> web.Response:
         project, name = self._context.project_of(request), request.match_info["name"]
-        command = EnableSchedule(at=wire.now_ms(), project=project, name=name, is_enabled=is_enabled)
+        command = EnableSchedule(
+            at=wire.now_ms(), since=wire.now_ms(), project=project, name=name, is_enabled=is_enabled
+        )
         await self._context.replica.propose(command)
         return http.answer(await self._shown(project, name, 10))
 
@@ -149,8 +158,8 @@ class ScheduleRoutes:
             for own, schedule in schedules.items()
         )  # fmt: skip
         command = PutSchedules(
-            at=wire.now_ms(), project=project, owner=context.owner_of(request), definition=found.name, schedules=new,
-            source=text, start_node=submission.start_node,
+            at=wire.now_ms(), since=wire.now_ms(), project=project, owner=context.owner_of(request),
+            definition=found.name, schedules=new, source=text, start_node=submission.start_node,
         )  # fmt: skip
         await context.replica.propose(command)
         return {"schedules": [await self._shown(project, own, 10) for own in schedules], "after": after}
@@ -195,7 +204,7 @@ class ScheduleRoutes:
         except CronError:  # this machine does not know the zone
             return []
         times: list[str | None] = []
-        at: int | None = max(row["decided_until"], self._context.replica.now_ms() - 1)
+        at: int | None = max(row["decided_until"], wire.now_ms() - 1)
         while len(times) < count and at is not None:
             at = next_after(timer.cron, timer.zone, at)
             if at is not None:

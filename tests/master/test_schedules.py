@@ -11,6 +11,7 @@ import pytest
 
 from pistage import wire
 from pistage.core import limits
+from tests.core.definition.documents import seed
 from tests.master.fakes import Api, a_master, an_agent
 from tests.master.test_retry import work
 
@@ -113,6 +114,23 @@ async def test_j10_a_pipeline_with_a_crontab_runs_once_or_again(tmp_path: Path, 
         else:
             await until_fired(api, "once", lambda found: [one["outcome"] for one in found].count("ran") > 1)
             await work(agent, b"")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_once", [True, False])
+async def test_j10_the_seeds_own_pipeline_with_its_crontab_set_is_run_by_itself(tmp_path: Path, is_once: bool) -> None:
+    document = json.loads(seed("test")) | {"crontab": "* * * * * *", "runOnce": is_once}
+    async with a_master(tmp_path) as api:
+        status, answer = await api.call("POST", "/api/v1/runs", json=document)
+        assert status == 201 and [one["name"] for one in answer["schedules"]] == ["test"]
+        (first, *_) = await until_fired(api, "test")
+        run = await api.run(first["run"]["id"])
+        assert (run["name"], run["number"], run["started_by"]["kind"]) == ("test", 1, "schedule")
+        assert [task["name"] for task in run["tasks"]] == [task["name"] for task in document["pipelineTasks"]]
+        if is_once:
+            assert (await schedules(api))["test"]["paused_reason"] == "it was to run once, and did"
+        else:
+            await until_fired(api, "test", lambda found: len(found) > 1)
 
 
 async def test_without_a_crontab_a_pipeline_that_runs_once_is_a_run_by_hand(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from aiodocker.stream import Message
 
 from pistage.agent import policy
 from pistage.agent.runtimes.attached import Attached, Urgent
-from pistage.agent.runtimes.base import STDERR, STDOUT
+from pistage.agent.runtimes.base import STDERR, STDOUT, Launch
 from pistage.agent.runtimes.docker_log import ContainerLog
 from pistage.agent.runtimes.docker_own import OwnProcess
 from pistage.agent.runtimes.engine import Engine
@@ -66,7 +66,7 @@ async def printed_through(engine: Engine, sink: SlowSink, command: str) -> OwnPr
         log = ContainerLog(
             engine, container, notes, "1", loses_newlines=engine.api_version < (1, 42), outlives_engine=False
         )
-        process = await OwnProcess.start(engine, log)
+        process = await OwnProcess.start(engine, log, Launch())
         assert (await process.ended(sink)).code == 0
         return process
     finally:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import random
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pistage.owning import running
 from pistage.wire import CopyAnswer, CopyQuestion
 from tests.master.fakes import a_replica
 from tests.master.kept import records_in
+from tests.master.waiting import until
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 NAMES = ("m1", "m2", "m3")
@@ -39,13 +40,6 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pistage.master.tenure._SWEEP_AGAIN_S", 0.05)
     monkeypatch.setattr("pistage.master.feeds._BACKOFF_FIRST_S", 0.01)
     monkeypatch.setattr("pistage.master.feeds._BACKOFF_MAX_S", 0.05)
-
-
-async def until(claim: Callable[[], bool]) -> None:
-    """Nobody is told of what a test looks at in files, so it looks again."""
-    async with asyncio.timeout(5):
-        while not claim():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 class One:

@@ -1,8 +1,6 @@
 """Retention through a master: what is dropped is gone from the disk, stays gone, and what is pinned stays."""
 
-import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,9 @@ from tests.master.test_copies import a_group, put
 from tests.master.test_output_failover import three_masters
 from tests.master.test_queries import Explained
 from tests.master.test_retry import failed_chain, retry, work
+from tests.master.waiting import until
 
 OTHER = "name: Other\nimage: busybox\nrun: echo\nretry: 0\n"
-
-
-async def until(claim: Callable[[], bool]) -> None:
-    """Nobody is told of what is removed from a disk, so it is looked at again."""
-    async with asyncio.timeout(10):
-        while not claim():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 async def a_run(api: Api, agent: FakeAgent, data: bytes = b"hello\n", text: str | None = None) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from tests.master.fakes import FakeAgent, a_master, an_agent
 from tests.master.kept import bytes_in
 from tests.master.test_logs import a_store
 from tests.master.test_output_failover import three_masters
+from tests.master.waiting import until
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 TEXT = b"a line that a step printed\n" * 2_000
@@ -644,14 +645,6 @@ def test_who_reads_while_it_is_sealed_and_unsealed_reads_all_of_it(tmp_path: Pat
 
 
 # --- the service -----------------------------------------------------------------------------------------------------
-
-
-async def until(is_so: Callable[[], bool], timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while True:
-            if is_so():
-                return
-            await asyncio.sleep(0.01)
 
 
 async def test_what_ended_before_the_start_is_found_and_what_a_crash_left_is_cleared_away(tmp_path: Path) -> None:

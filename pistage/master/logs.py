@@ -13,7 +13,7 @@ import heapq
 import logging
 import os
 import shutil
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -126,9 +126,8 @@ class LogStore:
         return await asyncio.to_thread(self._inventory, before, limit)
 
     def _inventory(self, before: str, limit: int) -> tuple[Extent, ...]:
-        with os.scandir(self.directory) as entries:
-            names = (entry.name for entry in entries if ids.is_id(entry.name) and (not before or entry.name < before))
-            newest = heapq.nlargest(limit, names)
+        names = (name for name in _run_ids_in(self.directory) if not before or name < before)
+        newest = heapq.nlargest(limit, names)
         return tuple(Extent(name, *index_of.extent(self.directory / name / "index")) for name in newest)
 
     async def piece(self, run_id: str, start: int, end: int, bytes_max: int) -> Piece:
@@ -214,10 +213,9 @@ class LogStore:
 
     async def run_ids(self) -> AsyncGenerator[list[str], None]:
         """The runs that have output here, some at a time, in no order."""
-        with os.scandir(self.directory) as entries:
-            names = (entry.name for entry in entries if ids.is_id(entry.name))
-            while page := await asyncio.to_thread(lambda: list(islice(names, _LISTED_AT_ONCE))):
-                yield page
+        names = _run_ids_in(self.directory)
+        while page := await asyncio.to_thread(lambda: list(islice(names, _LISTED_AT_ONCE))):
+            yield page
 
     def close(self) -> None:
         """Close every file."""
@@ -248,6 +246,15 @@ class _Job:
             return self.work()
         except PistageError as refusal:  # anything else ends the master: the disk failed
             return refusal
+
+
+def _run_ids_in(directory: Path) -> Iterator[str]:
+    # Closed by whoever lets go of it last, which may be the thread of a caller that has left meanwhile: an os.scandir
+    # that is closed while another thread reads it takes the whole process with it (readdir of NULL).
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if ids.is_id(entry.name):
+                yield entry.name
 
 
 def _settle(future: asyncio.Future[Any], answer: Any) -> None:

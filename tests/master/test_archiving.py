@@ -25,7 +25,8 @@ from pistage.wire import Codec
 from tests.master.fakes import Api, FakeAgent, a_master, an_agent
 from tests.master.kept import bytes_in
 from tests.master.test_logs import a_store
-from tests.master.test_retention import keep, until
+from tests.master.test_retention import keep
+from tests.master.waiting import until
 
 LINES = b"".join(b"line %d\n" % number for number in range(20_000))
 
@@ -223,8 +224,8 @@ async def test_an_archive_of_before_that_is_away_does_not_keep_output_from_the_o
 
     monkeypatch.setattr(Archive, "delete_below", away)
     async with a_master(data_dir, archive=url) as api, an_agent(api) as (agent, _):
-        await a_run(api, agent)
-        await until(lambda: stored(tmp_path) == [".sealed", "index"])
+        first = await a_run(api, agent)
+        await until(lambda: is_archived(data_dir, first))
     (tmp_path / "other").mkdir()
     async with a_master(data_dir, archive=f"file://{tmp_path}/other") as api, an_agent(api) as (agent, _):
         archiving = api.master.context.archiving  # type: ignore[attr-defined]

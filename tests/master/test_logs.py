@@ -5,10 +5,12 @@ import hashlib
 import os
 import random
 import shutil
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -22,6 +24,7 @@ from pistage.master.logwriter import Appended, Bounds
 from pistage.master.records import RECORD_BYTES, Record
 from pistage.wire import GapReason
 from tests.master.kept import blocks_in, bytes_in, records_in
+from tests.master.waiting import until
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 
@@ -339,6 +342,43 @@ async def test_many_runs_keep_few_files_open(tmp_path: Path, monkeypatch: pytest
                 assert await (await store.append(run_id, a_frame(b"x", offset), term=0)) == Appended(offset + 1)
         assert len(os.listdir("/proc/self/fd")) - before < 12  # noqa: PTH208
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+async def test_who_stops_listing_runs_closes_no_directory_that_a_thread_is_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on, told = threading.Event(), threading.Event(), list[str]()
+    scandir = os.scandir
+
+    class Watched:
+        """A directory that one thread reads and another may close, which must not be at the same time."""
+
+        def __init__(self, path: Path) -> None:
+            self._entries = scandir(path)
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            told.append("closed")
+            self._entries.close()
+
+        def __iter__(self) -> Iterator[os.DirEntry[str]]:
+            reading.set()
+            assert go_on.wait(10)
+            told.append("read")
+            yield from self._entries
+
+    for _ in range(3):
+        (tmp_path / wire.new_id()).mkdir()
+    async with a_store(tmp_path) as store:
+        monkeypatch.setattr("pistage.master.logs.os.scandir", Watched)
+        async with asyncio.TaskGroup() as group:
+            listing = group.create_task(store.run_ids().__anext__())
+            assert await asyncio.to_thread(reading.wait, 10)
+            listing.cancel()
+        go_on.set()
+        await until(lambda: told == ["read", "closed"])
 
 
 async def test_an_index_of_many_records_is_read_in_pieces_and_a_tail_of_zeros_is_cut_off(

@@ -356,6 +356,7 @@ async def test_a_test_by_hand_is_not_waited_for_for_long_and_there_are_not_many_
         assert all(said["reason"] == "no answer within 0.2 s" for status, said in answers if status == 200)
 
 
+@pytest.mark.slow
 async def test_a_cluster_of_one_command_tells_before_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PISTAGE_NOTICE_ALLOW", "127.0.0.0/8")
     home = Home(tmp_path)

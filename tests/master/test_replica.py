@@ -119,6 +119,7 @@ async def test_a_change_that_no_message_could_carry_is_refused(tmp_path: Path, m
         assert caught.value.code is Code.TOO_LARGE
 
 
+@pytest.mark.slow
 async def test_what_its_proposer_has_left_counts_for_as_long_as_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,14 +217,9 @@ def decided(group: Group, name: str, expected: list[int]) -> Counter[str]:
     return outcomes
 
 
-@pytest.mark.parametrize(
-    ("zone", "start", "hours", "seed"),
-    [
-        pytest.param(*night, seed, marks=[pytest.mark.slow] * (n + seed > 0))
-        for n, night in enumerate(NIGHTS)
-        for seed in range(4)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("zone", "start", "hours"), NIGHTS)
 def test_each_time_is_decided_once_through_a_change_of_clocks_whoever_leads(
     group_of: Callable[[int, int], Group], zone: str, start: str, hours: int, seed: int
 ) -> None:

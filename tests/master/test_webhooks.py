@@ -192,6 +192,7 @@ async def test_an_unsigned_body_is_refused_before_it_is_read(tmp_path: Path) -> 
         writer.close()
 
 
+@pytest.mark.slow
 async def test_bodies_that_come_slowly_hold_few_places_and_not_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

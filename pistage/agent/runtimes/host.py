@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pistage.agent.gpus import Gpu, GpuPool, found_below
@@ -16,48 +16,28 @@ from pistage.agent.runtimes.process import (
     PATH,
     ChildProcess,
     Launch,
-    ProcessPlace,
     argv_of,
-    remove_tree,
     started_at,
 )
-from pistage.agent.runtimes.process_programs import ProcessPrograms
+from pistage.agent.runtimes.process_place import ProcessPlace, ProcessRuntime
 from pistage.config import AgentConfig
-from pistage.core import ids
-from pistage.core.plan import Context, Program
+from pistage.core.plan import Context
 from pistage.wire import Assign
 
 
-class HostRuntime:
+class HostRuntime(ProcessRuntime):
     """Plain processes; nothing keeps them from anything that the agent's user may do."""
 
     name = "host"
-    is_lasting = False
 
     def __init__(self, settings: AgentConfig) -> None:
-        self._settings = settings
-        self._root = settings.data_dir / "workspaces"
-        self._places: set[ProcessPlace] = set()
-        self._programs = ProcessPrograms(settings, Interpreters(settings, path=_path()), is_walled=False)
-
-    async def open(self, chores: asyncio.TaskGroup) -> None:
-        """See `Runtime`."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    async def close(self) -> None:
-        """See `Runtime`: plain processes cannot be found again by their output, so they end with the agent."""
-        for place in list(self._places):
-            await place.kill()
+        super().__init__(settings, Interpreters(settings, path=_path()), is_walled=False)
 
     def notes(self) -> tuple[str, ...]:
         """See `Runtime`."""
         return ("runs as plain processes of the agent's user, not in a container",) + (
             ("images are ignored",) if self._settings.ignore_images else ()
         )
-
-    def languages(self) -> tuple[str, ...]:
-        """See `Runtime`."""
-        return self._programs.interpreters.names()
 
     async def gpus(self) -> Sequence[Gpu]:
         """See `Runtime`: nothing keeps a process from the others, but its tools heed what they are told."""
@@ -70,13 +50,6 @@ class HostRuntime:
             ignores_images=self._settings.ignore_images, places=self._places, programs=self._programs,
         )  # fmt: skip
 
-    async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
-        """See `Runtime`."""
-        await self._programs.sweep()
-        for directory in self._root.iterdir():
-            if ids.is_id(directory.name) and directory.name not in attempts:
-                await asyncio.to_thread(remove_tree, directory)
-
     async def release(self, run_id: str) -> None:
         """See `Runtime`: runs have nothing here."""
 
@@ -84,36 +57,12 @@ class HostRuntime:
 class HostPlace(ProcessPlace):
     """Directories under the agent's own."""
 
-    def __init__(
-        self,
-        root: Path,
-        assign: Assign,
-        notebook: Notebook,
-        gpus: GpuPool,
-        *,
-        ignores_images: bool,
-        places: set[ProcessPlace],
-        programs: ProcessPrograms,
-    ) -> None:
-        super().__init__(root, assign, notebook, gpus, ignores_images=ignores_images, places=places)
-        self._programs = programs
-
-    async def readied(self, command: Command, program: Program, directory: Path) -> Command:
-        """See `ProcessPlace`."""
-        return await self._programs.readied(
-            command, program, directory, holder=self._assign.attempt_id, start=self._start_installer
-        )
-
-    async def _start_installer(
+    async def start_installer(
         self, words: Sequence[str], directory: Path, volumes: Sequence[tuple[Path, str, bool]]
     ) -> ChildProcess:
+        """See `ProcessPlace`."""
         env = {"PATH": _path(), "HOME": str(directory / "workspace"), "TMPDIR": str(directory / "tmp")}
         return await ChildProcess.launch(Launch(argv=words, env=env, directory=directory))
-
-    async def close(self) -> None:
-        """See `Place`."""
-        await super().close()
-        self._programs.let_go(self._assign.attempt_id)
 
     async def prepare(self) -> None:
         """See `Place`; first of all, what a crashed agent left running is killed."""

@@ -1,4 +1,4 @@
-"""Commands as child processes of the agent: what the sandbox and the host runtime have in common."""
+"""Commands as child processes of the agent."""
 
 from __future__ import annotations
 
@@ -7,28 +7,22 @@ import contextlib
 import os
 import shutil
 import signal
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pistage.agent.gpus import GpuPool
 from pistage.agent.runtimes.base import (
     STDERR,
     STDOUT,
     Command,
     ExecutionError,
     Exit,
-    Notebook,
-    Running,
     Sink,
     script_argv,
 )
-from pistage.agent.runtimes.devices import AttemptGpus
 from pistage.agent.runtimes.spawned import Spawned
-from pistage.core import ids, limits
-from pistage.core.plan import Context, FailureClass, Program
-from pistage.wire import Assign
+from pistage.core import limits
+from pistage.core.plan import FailureClass
 
 _READ_BYTES = 64 * limits.KIB
 #: A process that its command left behind may hold the pipe for ever: once the command has ended, this long a silence
@@ -148,112 +142,6 @@ class ChildProcess:
                 os.killpg(self.pid, signal.SIGKILL)
         for transport in self._transports:
             transport.close()
-
-
-class ProcessPlace(ABC):
-    """An attempt's directories, one for each context, and its processes. It is one of `places` until it is closed."""
-
-    def __init__(
-        self,
-        root: Path,
-        assign: Assign,
-        notebook: Notebook,
-        gpus: GpuPool,
-        *,
-        ignores_images: bool,
-        places: set[ProcessPlace],
-    ) -> None:
-        self._gpus = AttemptGpus(gpus, assign.attempt_id, notebook)
-        self._assign = assign
-        self._notebook = notebook
-        self._ignores_images = ignores_images
-        assert ids.is_id(assign.attempt_id), "the directory is named by an id of ours"
-        self._root = root / assign.attempt_id
-        self._places = places
-        places.add(self)
-        self._children: list[ChildProcess] = []
-
-    @abstractmethod
-    async def launch(self, directory: Path, context: Context, command: Command) -> ChildProcess:
-        """Start `command`, for which `directory` holds a workspace and a tmp."""
-
-    @abstractmethod
-    async def readied(self, command: Command, program: Program, directory: Path) -> Command:
-        """The command as words, with its program in files below `directory`."""
-
-    @abstractmethod
-    def refusals(self) -> Iterator[tuple[bool, str]]:
-        """Whether the task asks for something that this runtime does not have, and the sentence that says so."""
-
-    async def prepare(self) -> None:
-        """See `Place`."""
-        reason = next((reason for is_asked, reason in self.refusals() if is_asked), None) or self._image_refusal()
-        if reason is not None:
-            raise ExecutionError(FailureClass.REFUSED, reason)
-
-    def _image_refusal(self) -> str | None:
-        task = self._assign.task
-        image = next((context.image for context in task.contexts if task.needs_image(context)), None)
-        if image is None or self._ignores_images:
-            return None
-        return f"this agent runs no containers, so it cannot run {image}; it can ignore images: set ignore_images"
-
-    async def start(self, context: Context, command: Command) -> Running:
-        """See `Place`."""
-        note = f"process:{command.key}"
-        is_of_before = self._notebook.is_inherited and not self._notebook.is_of_this_boot
-        if command.is_resumed or is_of_before or self._notebook.read(note):
-            raise ExecutionError(FailureClass.LOST, "the agent was restarted, and its processes ended with it")
-        has_words = bool(command.script is not None or command.program or command.entrypoint or command.command)
-        if not has_words:
-            raise ExecutionError(FailureClass.REFUSED, "without an image there is no command to take from it")
-        assert context.id.isalnum(), "contexts are named by the planner"
-        directory = self._root / context.id
-        try:
-            for path in (self._root, directory, directory / "workspace", directory / "tmp"):
-                path.mkdir(exist_ok=True)
-            if command.program is not None:
-                command = await self.readied(command, command.program, directory)
-            self._notebook.write(note, [0, 0])  # never twice, whatever happens from here on
-            command.launch.begin()
-            child = await self.launch(directory, context, command)
-        except OSError as error:
-            raise ExecutionError(FailureClass.FAILURE, f"no workspace could be made: {error}") from None
-        self._children.append(child)
-        self._notebook.write(note, [child.pid, started_at(child.pid)])
-        return child
-
-    def retire(self, context: Context) -> None:
-        """See `Place`: directories go with the attempt."""
-        self._gpus.give_back(context)
-
-    async def kill(self) -> None:
-        """See `Place`; the directories stay."""
-        for child in self._children:
-            await child.kill()
-
-    async def close(self) -> None:
-        """See `Place`."""
-        await self.kill()
-        if not self._is_removed_as_empty():
-            await asyncio.to_thread(remove_tree, self._root)
-        self._gpus.give_all_back()
-        self._places.discard(self)
-
-    def _is_removed_as_empty(self) -> bool:
-        """Steps that left no file behind leave directories that cost less to remove than to ask a thread to do it."""
-        contexts = [self._root / context.id for context in self._assign.task.contexts]
-        try:
-            for directory in contexts:
-                if directory.exists():
-                    for path in (directory / "workspace", directory / "tmp", directory):
-                        path.rmdir()
-            self._root.rmdir()
-        except FileNotFoundError:
-            return not self._root.exists()
-        except OSError:
-            return False
-        return True
 
 
 def argv_of(command: Command) -> list[str]:

@@ -22,15 +22,15 @@ from pistage.agent.runtimes.process import (
     PATH,
     ChildProcess,
     Launch,
-    ProcessPlace,
     argv_of,
     parent_of,
     remove_tree,
 )
+from pistage.agent.runtimes.process_place import ProcessPlace, ProcessRuntime
 from pistage.agent.runtimes.process_programs import ProcessPrograms
 from pistage.config import AgentConfig
 from pistage.core import ids
-from pistage.core.plan import Context, Program
+from pistage.core.plan import Context
 from pistage.errors import Code, PistageError
 from pistage.wire import Assign
 
@@ -39,38 +39,25 @@ _VOLUMES = "volumes"
 _ENVIRONMENT = {"PATH": PATH, "HOME": "/workspace", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 
 
-class SandboxRuntime:
+class SandboxRuntime(ProcessRuntime):
     """Processes in namespaces of their own."""
 
     name = "sandbox"
-    is_lasting = False
 
     def __init__(self, settings: AgentConfig) -> None:
-        self._settings = settings
-        self._root = settings.data_dir / "workspaces"
+        super().__init__(settings, Interpreters(settings, path=PATH, within=SYSTEM), is_walled=True)
         self._wrapper: Wrapper = bubblewrapped
-        self._places: set[ProcessPlace] = set()
-        self._programs = ProcessPrograms(settings, Interpreters(settings, path=PATH, within=SYSTEM), is_walled=True)
 
     async def open(self, chores: asyncio.TaskGroup) -> None:
         """See `Runtime`."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await super().open(chores)
         self._wrapper = await find_wrapper(self._root)
-
-    async def close(self) -> None:
-        """See `Runtime`."""
-        for place in list(self._places):
-            await place.kill()
 
     def notes(self) -> tuple[str, ...]:
         """See `Runtime`."""
         if not self._settings.ignore_images:
             return ()
         return ("images are ignored: steps run in a sandbox, with this machine's own programs and no network",)
-
-    def languages(self) -> tuple[str, ...]:
-        """See `Runtime`."""
-        return self._programs.interpreters.names()
 
     async def gpus(self) -> Sequence[Gpu]:
         """See `Runtime`: a sandbox has none of the machine's devices."""
@@ -80,16 +67,13 @@ class SandboxRuntime:
         """See `Runtime`."""
         return SandboxPlace(
             self._root, assign, notebook, gpus,
-            ignores_images=self._settings.ignore_images, places=self._places, wrapper=self._wrapper,
-            programs=self._programs,
+            ignores_images=self._settings.ignore_images, places=self._places, programs=self._programs,
+            wrapper=self._wrapper,
         )  # fmt: skip
 
     async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
         """See `Runtime`."""
-        await self._programs.sweep()
-        for directory in self._root.iterdir():
-            if ids.is_id(directory.name) and directory.name not in attempts:
-                await asyncio.to_thread(remove_tree, directory)
+        await super().sweep(cluster_id, attempts, runs)
         volumes = self._root / _VOLUMES
         for directory in list(volumes.iterdir()) if volumes.is_dir() else []:
             if directory.name not in runs:
@@ -113,30 +97,19 @@ class SandboxPlace(ProcessPlace):
         *,
         ignores_images: bool,
         places: set[ProcessPlace],
-        wrapper: Wrapper,
         programs: ProcessPrograms,
+        wrapper: Wrapper,
     ) -> None:
-        super().__init__(root, assign, notebook, gpus, ignores_images=ignores_images, places=places)
+        super().__init__(root, assign, notebook, gpus, ignores_images=ignores_images, places=places, programs=programs)
         self._volumes = root / _VOLUMES / assign.run_id
         self._wrapper = wrapper
-        self._programs = programs
 
-    async def readied(self, command: Command, program: Program, directory: Path) -> Command:
-        """See `ProcessPlace`."""
-        return await self._programs.readied(
-            command, program, directory, holder=self._assign.attempt_id, start=self._start_installer
-        )
-
-    async def _start_installer(
+    async def start_installer(
         self, words: Sequence[str], directory: Path, volumes: Sequence[tuple[Path, str, bool]]
     ) -> ChildProcess:
+        """See `ProcessPlace`."""
         argv = self._wrapper(Room(directory=directory, volumes=volumes), words)
         return await SandboxedProcess.launch(Launch(argv=argv, env=dict(_ENVIRONMENT), directory=directory))
-
-    async def close(self) -> None:
-        """See `Place`."""
-        await super().close()
-        self._programs.let_go(self._assign.attempt_id)
 
     async def launch(self, directory: Path, context: Context, command: Command) -> ChildProcess:
         env = _ENVIRONMENT | dict(command.env)

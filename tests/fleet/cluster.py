@@ -256,6 +256,10 @@ class Snapshot:
             await self._pause()
         return self._cursor.execute(sql, parameters).fetchall()
 
+    async def row(self, sql: str, parameters: Any = ()) -> sqlite3.Row | None:
+        found = await self.rows(sql, parameters)
+        return found[0] if found else None
+
     async def value(self, sql: str, parameters: Any = ()) -> Any:
         found = await self.rows(sql, parameters)
         return found[0][0] if found else None

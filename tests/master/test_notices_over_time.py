@@ -3,10 +3,8 @@
 import asyncio
 import itertools
 import random
-import sqlite3
-from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +12,12 @@ import pytest
 
 from pistage.core import commands as c
 from pistage.core import commands_of_notices as n
-from pistage.core import limits, machine
-from pistage.core.machine import Outcome
+from pistage.core import limits
 from pistage.core.notices import End, Notify, Receiver, Verdict, verdict_on
 from pistage.master.notices import Notices
 from pistage.master.outward import Tried
 from tests.core.plans import a_plan
-from tests.fleet.cluster import Snapshot
-from tests.master.test_schedules_over_time import Loop, Proposal
+from tests.master import led
 
 HOUR = 3_600.0
 START_MS = 1_767_225_600_000
@@ -29,17 +25,11 @@ START_MS = 1_767_225_600_000
 GOOD, FLAKY, DOWN, GONE, HANGING, ASKING = "good", "flaky", "down", "gone", "hanging", "asking"
 
 
-class Rows(Snapshot):
-    async def row(self, sql: str, parameters: Any = ()) -> sqlite3.Row | None:
-        rows = await self.rows(sql, parameters)
-        return rows[0] if rows else None
-
-
 class World:
     """All receivers: what they were sent, and what they answered."""
 
-    def __init__(self, rng: random.Random, counts: Counter[str]) -> None:
-        self.rng, self.counts = rng, counts
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
         self.taken: dict[str, list[bytes]] = defaultdict(list)  # by delivery id
         self.tries: Counter[str] = Counter()
         self.open: Counter[str] = Counter()
@@ -71,109 +61,25 @@ class World:
         return 204
 
 
-class Master:
+class Master(led.Master):
     """Stands for a replica, with the real `Notices`."""
 
     def __init__(self, group: "Group") -> None:
-        self.group = group
-        self.listeners: list[Callable[[Outcome], None]] = []
-        self.notices = Notices(self, group.world, rng=random.Random(1))  # type: ignore[arg-type]
-        self.task: asyncio.Task[None] | None = None
-
-    def lead(self) -> None:
-        self.task = self.group.loop.create_task(self.notices.serve())
-        self.task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.group.loop.fail(error)
-
-    def on_applied(self, listener: Callable[[Outcome], None]) -> None:
-        self.listeners.append(listener)
-
-    def now_ms(self) -> int:
-        return self.group.now_ms()
-
-    @property
-    def reader(self) -> "Master":
-        return self
-
-    @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Rows]:
-        await asyncio.sleep(self.group.rng.uniform(0.0, 0.01))
-        yield Rows(self.group.db)
-
-    single = snapshot
-
-    async def propose(self, command: c.Command) -> Outcome:
-        group = self.group
-        proposal = Proposal(replace(command, at=self.now_ms()), group.loop.create_future())
-        group.log.append(proposal)
-        group.loop.call_later(group.rng.uniform(0.001, 0.05), group.commit)
-        if group.is_deadly and group.rng.random() < 0.05:
-            group.loop.call_later(group.rng.uniform(0.0, 0.05), group.kill, self)
-        outcome = await proposal.answer
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome
+        super().__init__(group)
+        self.service = self.notices = Notices(self, group.world, rng=random.Random(1))  # type: ignore[arg-type]
 
 
-class Group:
-    """One log and one state; masters that lead in turn, with times between in which none does."""
+class Group(led.Group):
+    """With receivers, and runs that end."""
+
+    lives_s = (1.0, 3.0, 60.0, 1800.0)
+    pauses_s = (0.5, 3.0, 100.0)
+    deadliness = 0.05
 
     def __init__(self, seed: int, *, is_deadly: bool = True) -> None:
-        self.loop, self.rng, self.is_deadly = Loop(), random.Random(seed), is_deadly
-        asyncio.set_event_loop(self.loop)
-        self.db = sqlite3.connect(":memory:", isolation_level=None)
-        machine.create_tables(self.db)
-        self.index = self.runs = 0
-        self.log: deque[Proposal] = deque()
-        self.counts: Counter[str] = Counter()
-        self.world = World(self.rng, self.counts)
-        self.masters = [Master(self) for _ in range(3)]
-        self.leader: Master | None = None
-
-    def now_ms(self) -> int:
-        return START_MS + int(self.loop.now_s * 1000)
-
-    def apply(self, command: c.Command) -> Outcome:
-        self.index += 1
-        outcome = machine.apply(self.db, self.index, command)
-        for master in self.masters:
-            for listener in master.listeners:
-                listener(outcome)
-        return outcome
-
-    def commit(self) -> None:
-        if not self.log or self.leader is None:
-            return
-        proposal = self.log.popleft()
-        outcome = self.apply(proposal.command)
-        if not proposal.answer.done():
-            proposal.answer.set_result(outcome)
-
-    def elect(self) -> None:
-        for _ in self.log:
-            self.loop.call_later(self.rng.uniform(0.0, 0.02), self.commit)
-        self.leader = self.rng.choice(self.masters)
-        self.leader.lead()
-        if self.is_deadly:
-            life_s = self.rng.choice([1.0, 3.0, 60.0, 1800.0]) * self.rng.uniform(0.3, 1.0)
-            self.loop.call_later(life_s, self.kill, self.leader)
-
-    def kill(self, master: Master) -> None:
-        """What it had proposed is lost, or is committed without anybody's hearing of it."""
-        if self.leader is not master or master.task is None:
-            return
-        master.task.cancel()
-        self.leader = None
-        kept = self.rng.randint(0, len(self.log))
-        self.counts["proposal lost"] += len(self.log) - kept
-        self.counts["proposal kept"] += kept
-        while len(self.log) > kept:
-            self.log.pop()
-        self.counts["leader killed"] += 1
-        self.loop.call_later(self.rng.choice([0.5, 3.0, 100.0]) * self.rng.uniform(0.5, 1.0), self.elect)
+        self.runs = 0
+        self.world = World(seed)
+        super().__init__(Master, seed, START_MS, is_deadly=is_deadly)
 
     def put(self, name: str, **given: Any) -> None:
         receiver = Receiver(url=f"https://{name}.example/", on=tuple(End), **given)
@@ -202,9 +108,7 @@ def group_of() -> Iterator[Callable[..., Group]]:
 
     yield made
     for group in groups:
-        group.loop.finish()
-        group.db.close()
-    asyncio.set_event_loop(None)
+        group.close()
 
 
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed > 0)) for seed in range(12)])

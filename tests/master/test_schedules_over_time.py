@@ -1,12 +1,7 @@
 """The leader's part of schedules in simulated time: leaders that fall, proposals that are lost, clocks that change."""
 
-import asyncio
-import random
-import sqlite3
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +10,14 @@ import pytest
 
 from pistage.core import commands as c
 from pistage.core import commands_of_schedules as s
-from pistage.core import limits, machine
+from pistage.core import limits
 from pistage.core.cron import CatchUp, Overlap, Schedule, zone_named
-from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
 from pistage.master.schedules import Schedules
 from tests.core.cron.clocks import instant
 from tests.core.cron.naive import walk
 from tests.core.plans import a_plan
-from tests.fleet.cluster import Snapshot
-from tests.fleet.loop import SimLoop
+from tests.master import led
 
 MINUTE = 60_000
 #: Across midnight of the places, on the nights in which their clocks change.
@@ -41,67 +34,12 @@ CRONS = [
 ]  # fmt: skip
 
 
-class Loop(SimLoop):
-    """Threads are none: what is given to one is done at once."""
-
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        done = self.create_future()
-        done.set_result(func(*args))
-        return done
-
-
-@dataclass(slots=True)
-class Proposal:
-    """A command on its way, and who waits for its outcome."""
-
-    command: c.Command
-    answer: asyncio.Future[Outcome]
-
-
-class Master:
+class Master(led.Master):
     """Stands for a replica and a planner, with the real `Schedules`."""
 
-    def __init__(self, group: "Group") -> None:
-        self.group = group
-        self.listeners: list[Callable[[Outcome], None]] = []
-        self.schedules = Schedules(self, self, refuse_unless_space=lambda: None, now_ms=group.now_ms)  # type: ignore[arg-type]
-        self.task: asyncio.Task[None] | None = None
-
-    def lead(self) -> None:
-        self.task = self.group.loop.create_task(self.schedules.serve())
-        self.task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.group.loop.fail(error)
-
-    def on_applied(self, listener: Callable[[Outcome], None]) -> None:
-        self.listeners.append(listener)
-
-    def now_ms(self) -> int:
-        return self.group.now_ms()
-
-    @property
-    def reader(self) -> "Master":
-        return self
-
-    @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Snapshot]:
-        await asyncio.sleep(self.group.rng.uniform(0.0, 0.01))
-        yield Snapshot(self.group.db)
-
-    single = snapshot
-
-    async def propose(self, command: c.Command) -> Outcome:
-        proposal = Proposal(replace(command, at=self.now_ms()), self.group.loop.create_future())
-        self.group.log.append(proposal)
-        self.group.loop.call_later(self.group.rng.uniform(0.001, 0.05), self.group.commit)
-        if self.group.rng.random() < 0.1:
-            self.group.loop.call_later(self.group.rng.uniform(0.0, 0.05), self.group.kill, self)
-        outcome = await proposal.answer
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome
+    def __init__(self, group: led.Group) -> None:
+        super().__init__(group)
+        self.service = Schedules(self, self, refuse_unless_space=lambda: None, now_ms=group.now_ms)  # type: ignore[arg-type]
 
     async def plan(self, submission: Any, project: str) -> tuple[Any, str]:
         if submission.action is not None:
@@ -109,68 +47,16 @@ class Master:
         return SimpleNamespace(plan=a_plan(name="night")), submission.text
 
 
-class Group:
-    """One log and one state; masters that lead in turn, with times between in which none does."""
+class Group(led.Group):
+    """Its runs end after a while."""
 
-    def __init__(self, seed: int, start_ms: int) -> None:
-        self.loop, self.rng, self.start_ms = Loop(), random.Random(seed), start_ms
-        asyncio.set_event_loop(self.loop)
-        self.db = sqlite3.connect(":memory:", isolation_level=None)
-        machine.create_tables(self.db)
-        self.index = 0
-        self.log: deque[Proposal] = deque()
-        self.counts: Counter[str] = Counter()
-        self.masters = [Master(self) for _ in range(3)]
-        self.leader: Master | None = None
-
-    def now_ms(self) -> int:
-        return self.start_ms + int(self.loop.now_s * 1000)
-
-    def apply(self, command: c.Command) -> Outcome:
-        self.index += 1
-        outcome = machine.apply(self.db, self.index, command)
-        for master in self.masters:
-            for listener in master.listeners:
-                listener(outcome)
-        return outcome
-
-    def commit(self) -> None:
-        """The next proposal, if it is still there, and while somebody leads."""
-        if not self.log or self.leader is None:
-            return
-        proposal = self.log.popleft()
-        outcome = self.apply(proposal.command)
-        if not proposal.answer.done():
-            proposal.answer.set_result(outcome)
+    def after_commit(self) -> None:
         rows = self.db.execute("SELECT id FROM run WHERE state = 'queued' AND cancel_reason IS NULL").fetchall()
         for (run_id,) in rows:
             self.loop.call_later(self.rng.expovariate(1 / 150), self._end, run_id)
 
     def _end(self, run_id: str) -> None:
         self.apply(c.CancelRun(at=self.now_ms(), run_id=run_id, owner="o", reason="it is over"))
-
-    def elect(self) -> None:
-        for (
-            _
-        ) in self.log:  # what the one before had placed in the logs of a majority may come after a look at the state
-            self.loop.call_later(self.rng.uniform(0.0, 0.02), self.commit)
-        self.leader = self.rng.choice(self.masters)
-        self.leader.lead()
-        self.loop.call_later(self.rng.choice([3.0, 60.0, 1800.0]) * self.rng.uniform(0.3, 1.0), self.kill, self.leader)
-
-    def kill(self, master: Master) -> None:
-        """What it had proposed as the leader is lost, or is committed without anybody's hearing of it."""
-        if self.leader is not master or master.task is None:
-            return
-        master.task.cancel()
-        self.leader = None
-        kept = self.rng.randint(0, len(self.log))
-        self.counts["proposal kept"] += kept
-        self.counts["proposal lost"] += len(self.log) - kept
-        while len(self.log) > kept:
-            self.log.pop()
-        self.counts["leader killed"] += 1
-        self.loop.call_later(self.rng.choice([0.5, 3.0, 100.0, 1000.0]) * self.rng.uniform(0.5, 1.0), self.elect)
 
     def put(self, name: str, schedule: Schedule, *, action: str | None = None) -> None:
         command = s.PutSchedules(
@@ -187,14 +73,12 @@ def group_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], G
     groups: list[Group] = []
 
     def made(seed: int, start_ms: int) -> Group:
-        groups.append(Group(seed, start_ms))
+        groups.append(Group(Master, seed, start_ms))
         return groups[-1]
 
     yield made
     for group in groups:
-        group.loop.finish()
-        group.db.close()
-    asyncio.set_event_loop(None)
+        group.close()
 
 
 def decided(group: Group, name: str, expected: list[int]) -> Counter[str]:

@@ -9,12 +9,13 @@ from typing import Any, Final
 from aiohttp import web
 
 from pistage import wire
-from pistage.core import codec, limits
+from pistage.core import codec
 from pistage.core.commands_of_triggers import DeleteAfter, PutAfter
 from pistage.core.triggers.settings import After, AfterRule
 from pistage.errors import Code, PistageError
 from pistage.master.api import http, views
 from pistage.master.api.context import Context
+from pistage.master.api.listing import page_by_name
 from pistage.master.state import Snapshot
 
 _SHOWN: Final = 20
@@ -28,17 +29,7 @@ class AfterRoutes:
 
     async def list(self, request: web.Request) -> web.Response:
         """Definitions that come after runs of others, by name; ?limit= &cursor=."""
-        project = self._context.project_of(request)
-        limit = http.number_in(request, "limit", limits.PAGE_DEFAULT, least=1, most=limits.PAGE_MAX)
-        async with self._context.replica.reader.snapshot() as snapshot:
-            rows = await snapshot.rows(
-                f"{_RULES} WHERE project = ? AND definition > ? ORDER BY definition LIMIT ?",
-                (project, request.query.get("cursor", ""), limit + 1),
-            )
-            items = [await _view(snapshot, row, 1) for row in rows[:limit]]
-            applied_index = await snapshot.applied_index()
-        cursor = items[-1]["name"] if len(rows) > limit else None
-        return http.answer({"items": items, "next": cursor, "applied_index": applied_index})
+        return await page_by_name(self._context, request, _RULES, _view, column="definition")
 
     async def show(self, request: web.Request) -> web.Response:
         """One, with what became of the latest runs that it came after."""
@@ -88,7 +79,7 @@ WHERE after_due.after_id = ? ORDER BY after_due.at DESC, after_due.run_id DESC L
 """
 
 
-async def _view(snapshot: Snapshot, row: Row, count: int) -> dict[str, Any]:
+async def _view(snapshot: Snapshot, row: Row, count: int = 1) -> dict[str, Any]:
     rule: AfterRule = codec.from_json(AfterRule, row["spec"])
     return {
         "id": row["id"],

@@ -20,6 +20,7 @@ from pistage.errors import Code, PistageError
 from pistage.master.api import bodies, http, views
 from pistage.master.api.afters import AfterRoutes
 from pistage.master.api.context import Context
+from pistage.master.api.listing import page_by_name
 from pistage.master.api.submissions import Submission, finding_view
 from pistage.master.state import Snapshot
 
@@ -43,17 +44,7 @@ class ScheduleRoutes:
 
     async def list(self, request: web.Request) -> web.Response:
         """Schedules by name, each with when it fires next and what became of its last time; ?limit= &cursor=."""
-        project = self._context.project_of(request)
-        limit = http.number_in(request, "limit", limits.PAGE_DEFAULT, least=1, most=limits.PAGE_MAX)
-        async with self._context.replica.reader.snapshot() as snapshot:
-            rows = await snapshot.rows(
-                f"{_SCHEDULES} WHERE project = ? AND name > ? ORDER BY name LIMIT ?",
-                (project, request.query.get("cursor", ""), limit + 1),
-            )
-            items = [await self._view(snapshot, row, count=1) for row in rows[:limit]]
-            applied_index = await snapshot.applied_index()
-        cursor = items[-1]["name"] if len(rows) > limit else None
-        return http.answer({"items": items, "next": cursor, "applied_index": applied_index})
+        return await page_by_name(self._context, request, _SCHEDULES, self._view)
 
     async def show(self, request: web.Request) -> web.Response:
         """A schedule, with its next ten times, or ?next= of them."""
@@ -169,7 +160,7 @@ class ScheduleRoutes:
             sql = f"{_SCHEDULES} WHERE project = ? AND definition = ? LIMIT 1"
             return await snapshot.row(sql, (project, definition)) is not None
 
-    async def _view(self, snapshot: Snapshot, row: Row, *, count: int) -> dict[str, Any]:
+    async def _view(self, snapshot: Snapshot, row: Row, *, count: int = 1) -> dict[str, Any]:
         schedule: Schedule = codec.from_json(Schedule, row["spec"])
         last = await snapshot.row(_FIRES, (row["id"], _EVER, 1))
         return {

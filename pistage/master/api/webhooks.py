@@ -33,7 +33,9 @@ from pistage.master.api.deliveries import (
     signature_in,
 )
 from pistage.master.api.leading import passed_to_the_leader, read_up
+from pistage.master.api.listing import page_by_name
 from pistage.master.api.submissions import Submission, finding_view
+from pistage.master.state import Snapshot
 
 _EXPECTED: Final = '{"action": name or "definition": text, "inputs": {"tag": "release.tag_name", …}}'
 _NOBODYS: Final = "\0" * 32  # the secret of a webhook that does not exist: checked all the same, as long as any other
@@ -74,17 +76,7 @@ class WebhookRoutes:
 
     async def list(self, request: web.Request) -> web.Response:
         """Webhooks by name, without their secrets; ?limit= &cursor=."""
-        project = self._context.project_of(request)
-        limit = http.number_in(request, "limit", limits.PAGE_DEFAULT, least=1, most=limits.PAGE_MAX)
-        async with self._context.replica.reader.snapshot() as snapshot:
-            rows = await snapshot.rows(
-                f"{_WEBHOOKS} WHERE project = ? AND name > ? ORDER BY name LIMIT ?",
-                (project, request.query.get("cursor", ""), limit + 1),
-            )
-            applied_index = await snapshot.applied_index()
-        items = [_view(row) for row in rows[:limit]]
-        cursor = items[-1]["name"] if len(rows) > limit else None
-        return http.answer({"items": items, "next": cursor, "applied_index": applied_index})
+        return await page_by_name(self._context, request, _WEBHOOKS, _listed)
 
     async def show(self, request: web.Request) -> web.Response:
         """A webhook, without its secret, with the latest deliveries that made runs."""
@@ -280,6 +272,10 @@ def _answer(run_id: str, number: int, name: str, *, is_new: bool) -> web.Respons
 
 def _refusal(message: str, hint: str | None, findings: Iterable[dict[str, Any]]) -> PistageError:
     return PistageError(Code.INVALID, message, hint=hint, details={"findings": list(findings)})
+
+
+async def _listed(_: Snapshot, row: Row) -> dict[str, Any]:
+    return _view(row)
 
 
 def _view(row: Row) -> dict[str, Any]:

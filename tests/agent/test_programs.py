@@ -176,9 +176,15 @@ def test_what_is_installed_is_told_apart_by_all_that_has_a_part_in_it(tmp_path: 
 
 
 def test_nothing_but_requirements_follows_the_installers_own_options() -> None:
-    words = programs.install_words(NEEDY, ("python3",), Interpreter(index="http://i"), packages="/p", index="/i")
+    words = programs.install_words(NEEDY, ("python3",), Interpreter(index="https://i"), packages="/p", index="/i")
     assert words[:4] == ["python3", "-m", "pip", "install"]
-    assert words[-5:] == ["--index-url", "http://i", "--", "b", "a"]
+    assert words[-5:] == ["--index-url", "https://i", "--", "b", "a"]
+
+
+def test_an_index_without_tls_is_believed_since_who_runs_the_agent_named_it() -> None:
+    index = "http://u:p@i.example:3141/root/pypi"
+    words = programs.install_words(NEEDY, ("python3",), Interpreter(index=index), packages="/p", index="/i")
+    assert words[-7:] == ["--index-url", index, "--trusted-host", "i.example:3141", "--", "b", "a"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ import hashlib
 import hmac
 import io
 import json
+import os
+import shutil
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +22,7 @@ from pistage.core.plan import environment_of
 from tests.master.fakes import Api, a_master, an_agent
 from tests.master.test_output_failover import three_masters
 
+README = Path(__file__).parents[2] / "README.md"
 SECRET = "sixteen letters!"
 BUILD = """
 name: Build
@@ -231,8 +235,27 @@ async def test_a_form_with_a_payload_is_taken_as_github_sends_it(tmp_path: Path)
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         body = urlencode({"payload": json.dumps(PUSH)}).encode()
         assert (await send(api, body, **form))[0] == 201
-        for other in (b"x&" + body, b"payload=%ff", b"payload=1", b"payload", b"\xff", b"&" * 1000):
+        for other in (b"x&" + body, b"payload=%ff", b"payload=1", b"payload", b"\xff", b"&" * 1000, b"{&payload={}"):
             assert (await send(api, other, **form))[0] == 422, other
+        assert (await send(api, json.dumps(PUSH | {"n": 2}).encode(), **form))[0] == 201  # as curl -d has it
+
+
+async def test_the_delivery_that_the_readme_sends_makes_a_run(tmp_path: Path) -> None:
+    if shutil.which("curl") is None or shutil.which("openssl") is None:
+        pytest.skip("no curl or no openssl here")
+    [block] = [block for block in README.read_text().split("```\n") if "openssl dgst" in block]
+    deploy = "name: Deploy\nimage: busybox\ninputs: {tag: {required: true}, by: {}}\nrun: echo\n"
+    inputs = {"tag": "release.tag_name", "by": 'sender.login ?? "nobody"'}
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        await put(api, "release", definition=deploy, inputs=inputs, events=["release"], when={"action": "published"})
+        block = block.replace("http://127.0.0.1:8470", api.url)
+        curl = await asyncio.create_subprocess_exec(
+            "sh", "-ec", block, env=os.environ | {"secret": SECRET}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        answer = json.loads((await curl.communicate())[0])
+        assert (answer["is_new"], answer["run"]["name"]) == (True, "Deploy")
+        (step,) = list((await agent.receive(wire.Assign)).task.steps())
+        assert environment_of(step) == {"PISTAGE_PARAM_TAG": "v1.2", "PISTAGE_PARAM_BY": "ada"}
 
 
 async def test_every_field_that_is_not_in_the_payload_is_named_at_once(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pistage.agent.runtimes.base import ExecutionError
 from pistage.config import AgentConfig, Interpreter
@@ -108,7 +109,7 @@ def install_words(
             if source.packages is not None:
                 words += ["--no-index", "--find-links", index]
             elif source.index:
-                words += ["--index-url", source.index]
+                words += ["--index-url", source.index, *_trusted(source.index)]
             return [*words, "--", *program.requirements]
         case Installer.NPM:
             words = ["npm", "install", "--no-save", "--no-fund", "--no-audit", "--no-update-notifier"]
@@ -120,6 +121,12 @@ def install_words(
             return [*words, "--", *program.requirements]
         case None:
             raise ExecutionError(FailureClass.REFUSED, f"nothing installs requirements of {program.language}")
+
+
+def _trusted(index: str) -> list[str]:
+    """Of an index without TLS, which pip passes over in silence unless told that its host is meant."""
+    parts = urlsplit(index)
+    return ["--trusted-host", parts.netloc.rpartition("@")[2]] if parts.scheme == "http" else []
 
 
 def tarball_of(directory: Path, requirement: str) -> str:

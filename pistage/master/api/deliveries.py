@@ -95,7 +95,7 @@ def name_in(headers: Mapping[str, str]) -> str:
 def payload_of(delivery: Delivery) -> dict[str, Any]:
     """The JSON object that was sent, as such or as `payload` of a form; PistageError `invalid` for anything else."""
     text = delivery.body
-    if delivery.content_type == _FORM:
+    if delivery.content_type == _FORM and not text.startswith(b"{"):  # which is what curl -d calls any text
         text = _form_payload(delivery.body)
     try:
         payload = json.loads(text, parse_constant=_refuse_constant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -53,16 +54,16 @@ class FakeReceiver:
 
 
 @asynccontextmanager
-async def a_receiver(**given: Any) -> AsyncIterator[FakeReceiver]:
+async def a_receiver(*, tls: ssl.SSLContext | None = None, **given: Any) -> AsyncIterator[FakeReceiver]:
     receiver = FakeReceiver(**given)
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", receiver.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
     host, port = runner.addresses[0][:2]
-    receiver.url = f"http://{host}:{port}"
+    receiver.url = f"{'http' if tls is None else 'https'}://{host}:{port}"
     try:
         yield receiver
     finally:

@@ -2,14 +2,19 @@
 
 import asyncio
 import gzip
+import os
+import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import trustme
 from aiohttp import web
 
 from pistage.core import limits
@@ -238,3 +243,47 @@ async def test_an_answer_that_is_packed_is_not_unpacked(monkeypatch: pytest.Monk
         monkeypatch.setattr(aiohttp.StreamReader, "read", noted)
         assert (await post(receiver.url)).verdict is Verdict.DELIVERED
         assert bomb[2:1000] in b"".join(pieces) and sum(map(len, pieces)) <= limits.NOTICE_ANSWER_BYTES_MAX + 2
+
+
+#: Posts to each URL with a lookup that always gives this machine, and says what came of it. A process of its own,
+#: because which authorities count is read once, from what SSL_CERT_FILE names.
+POSTS = """
+import asyncio, sys
+from pistage.core.addresses import AddressRules
+from pistage.master.outward import Outward
+
+async def here(host):
+    return ["127.0.0.1"]
+
+async def main():
+    outward = Outward(AddressRules.of(["127.0.0.0/8"]), lookup=here)
+    for url in sys.argv[1:]:
+        tried = await outward.post(url, b"{}", {})
+        print(tried.verdict, tried.reason, sep=": ")
+    await outward.close()
+
+asyncio.run(main())
+"""
+UNPROVEN = "waiting: its host could not prove by TLS to be itself"
+
+
+@pytest.mark.slow
+async def test_a_host_must_prove_by_its_certificate_to_be_the_one_that_the_url_names(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(NAME).configure_cert(tls)
+    async with a_receiver(tls=tls) as receiver:
+        port = receiver.url.rpartition(":")[2]
+        urls = [f"https://{host}:{port}/x" for host in (NAME, "other.example", "127.0.0.1")]
+
+        async def told(**variables: str) -> list[str]:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", POSTS, *urls, env=os.environ | variables, stdout=asyncio.subprocess.PIPE
+            )
+            return (await process.communicate())[0].decode().splitlines()
+
+        assert await told() == [UNPROVEN] * 3
+        assert receiver.got == []
+        assert await told(SSL_CERT_FILE=str(tmp_path / "authority.pem")) == ["delivered: ", UNPROVEN, UNPROVEN]
+        assert len(receiver.got) == 1

@@ -55,6 +55,14 @@ def from_json(kind: Any, text: str | bytes) -> Any:
         raise _refusal(kind, error, Code.INTERNAL) from None
 
 
+def readable(kind: Any, text: str | bytes) -> Any:
+    """As `from_json`, or None: for a row that must keep no other from what it is to be (S8)."""
+    try:
+        return from_json(kind, text)
+    except PistageError:
+        return None
+
+
 def _refusal(kind: Any, error: ValidationError, code: Code = Code.INVALID) -> PistageError:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "the value"

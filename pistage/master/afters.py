@@ -13,6 +13,7 @@ from pistage import wire
 from pistage.core import codec, limits
 from pistage.core.commands_of_triggers import AfterFire, FireAfters
 from pistage.core.machine import Outcome
+from pistage.core.plan import Plan
 from pistage.core.triggers.settings import AfterRule
 from pistage.errors import Code, PistageError
 from pistage.master.api.submissions import Planner, Submission
@@ -35,7 +36,7 @@ class _Due:
     fence: int
     project: str
     definition: str
-    rule: AfterRule
+    rule: AfterRule | PistageError  # why it cannot be read
     runs: tuple[str, ...]  # that have ended, the first one first
 
 
@@ -78,7 +79,7 @@ class Afters:
             found = []
             for after_id, ended in runs.items():
                 (row,) = await snapshot.rows(_RULE, (after_id,))
-                rule: AfterRule = codec.from_json(AfterRule, row["spec"])
+                rule = _rule_in(row["spec"])
                 found.append(
                     _Due(after_id, row["fence"], row["project"], row["definition"], rule, tuple(ended))
                 )  # fmt: skip
@@ -86,16 +87,13 @@ class Afters:
 
     async def _fire(self, due: _Due) -> None:
         self._refuse_unless_space()
-        async with self._replica.reader.single() as snapshot:
-            source = str(await snapshot.value("SELECT source FROM after_rule WHERE id = ?", (due.after_id,)) or "")
+        plan = await self._plan(due)
         command = FireAfters(at=wire.now_ms(), after_id=due.after_id, fence=due.fence, fires=())
-        try:
-            planned, _ = await self._planner.plan(Submission(source, None, dict(due.rule.parameters)), due.project)
-        except PistageError as refusal:
-            await self._propose(replace(command, reason=str(refusal)), due.runs)
+        if isinstance(plan, PistageError):
+            await self._propose(replace(command, reason=str(plan)), due.runs)
             return
-        command = replace(command, plan=planned.plan)
-        at_once = max(1, _COMMAND_TASKS_MAX // len(planned.plan.tasks))
+        command = replace(command, plan=plan)
+        at_once = max(1, _COMMAND_TASKS_MAX // len(plan.tasks))
         for start in range(0, len(due.runs), at_once):
             try:
                 await self._propose(command, due.runs[start : start + at_once])
@@ -107,9 +105,27 @@ class Afters:
                 reason = str(refusal)
                 await self._propose(replace(command, plan=None, reason=reason), due.runs[start : start + at_once])
 
+    async def _plan(self, due: _Due) -> Plan | PistageError:
+        """What each of them is to execute, or why nothing can be."""
+        if isinstance(due.rule, PistageError):
+            return due.rule
+        async with self._replica.reader.single() as snapshot:
+            source = str(await snapshot.value("SELECT source FROM after_rule WHERE id = ?", (due.after_id,)) or "")
+        submission = Submission(source, None, dict(due.rule.parameters))
+        found = await self._planner.plan_unattended(submission, due.project)
+        return found if isinstance(found, PistageError) else found[0].plan
+
     async def _propose(self, command: FireAfters, runs: Sequence[str]) -> None:
         fires = tuple(AfterFire(after_run=run_id, run_id=wire.new_id()) for run_id in runs)
         await self._replica.propose(replace(command, fires=fires))
+
+
+def _rule_in(spec: str) -> AfterRule | PistageError:
+    try:
+        rule: AfterRule = codec.from_json(AfterRule, spec)
+    except PistageError as error:
+        return error
+    return rule
 
 
 _DUE_RUNS: Final = "SELECT after_id, run_id FROM after_due WHERE outcome = '' ORDER BY at, run_id, after_id LIMIT ?"

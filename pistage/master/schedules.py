@@ -226,13 +226,10 @@ class Schedules:
         async with self._replica.reader.single() as snapshot:
             source = await scheduled.source_of(snapshot, about.id)
         submission = Submission(source, about.action, dict(about.schedule.parameters), about.start_node)
-        try:
-            planned, text = await self._planner.plan(submission, about.project)
-        except PistageError as refusal:
-            return refusal
-        except Exception as bug:  # of ours; else it would end one leader after the other
-            log.exception("schedule=%s its plan cannot be made", about.name)
-            return PistageError(Code.INTERNAL, f"its plan cannot be made: {type(bug).__name__}")
+        found = await self._planner.plan_unattended(submission, about.project)
+        if isinstance(found, PistageError):
+            return found
+        planned, text = found
         plan = FirePlan(plan=planned.plan, source=text if about.action is not None else "")
         made = _Made(plan, len(codec.to_json(Plan, planned.plan)) + len(plan.source))
         plans.keep(key, made)

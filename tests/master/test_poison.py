@@ -9,6 +9,7 @@ from pistage import wire
 from pistage.core.definition import Planned
 from pistage.master.api.submissions import Planner, Submission
 from tests.master.fakes import a_master, an_agent
+from tests.master.test_afters import run_one, shown
 from tests.master.test_schedules import until_fired
 
 
@@ -83,3 +84,36 @@ async def test_a_schedule_that_cannot_be_read_or_planned_stops_neither_the_leade
         await until_fired(api, "healthy", lambda found: found[0]["outcome"] == "ran")
         (*_, last) = await until_fired(api, "bug", lambda found: found[0]["outcome"] == "failed")
         assert last["reason"] == "its plan cannot be made: AssertionError"
+
+
+async def test_what_comes_after_a_run_and_cannot_be_read_or_planned_stops_neither_the_leader_nor_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "name: {0}\nafter: Build\nimage: busybox\nrun: echo\nretry: 0\n"
+    async with a_master(tmp_path) as api:
+        for name in ("unreadable", "bug", "late", "healthy"):
+            assert (await api.call("POST", "/api/v1/runs", data=text.format(name)))[0] == 201
+    poison(tmp_path, "UPDATE after_rule SET spec = '{' WHERE definition = 'unreadable'")
+    plan, faults = Planner.plan, [sqlite3.OperationalError("disk I/O error")] * 2
+
+    async def stumble(planner: Planner, submission: Submission, project: str) -> tuple[Planned, str]:
+        if "name: bug" in str(submission.text):
+            raise AssertionError("a bug of ours")
+        if "name: late" in str(submission.text) and faults:
+            raise faults.pop()
+        return await plan(planner, submission, project)
+
+    monkeypatch.setattr(Planner, "plan", stumble)
+    monkeypatch.setattr("pistage.master.afters._AGAIN_S", 0.01)
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        await run_one(api, agent)
+        for name, outcome in (("healthy", "ran"), ("bug", "failed"), ("late", "ran")):
+            latest = await shown(api, name, lambda latest: latest[0]["outcome"] != "due")
+            assert (latest["outcome"], bool(latest["reason"])) == (outcome, outcome == "failed"), name
+        status, refused = await api.call("GET", "/api/v1/afters/unreadable")
+        assert (status, refused["code"]) == (500, "internal")
+    state = sqlite3.connect(tmp_path / "state" / "1" / "state.db")
+    sql = "SELECT outcome, reason FROM after_due JOIN after_rule ON id = after_id WHERE definition = 'unreadable'"
+    ((outcome, reason),) = state.execute(sql).fetchall()
+    state.close()
+    assert outcome == "failed" and "cannot be read" in reason

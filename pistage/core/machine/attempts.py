@@ -122,10 +122,7 @@ def end(turn: Turn, attempt_id: str, result: Result, *, at: int | None = None) -
 
 def _task_to_retry(db: sqlite3.Connection, key: TaskKey) -> Task | None:
     (spec,) = db.execute("SELECT spec FROM task WHERE run_id = ? AND position = ?", key.id).fetchone()
-    try:
-        task: Task = codec.from_json(Task, spec)
-    except PistageError:  # a row that cannot be read is not tried again, and keeps no other attempt from its end
-        return None
+    task: Task | None = codec.readable(Task, spec)  # one that cannot be read is not tried again
     return task
 
 

@@ -20,15 +20,18 @@ _NOTE = "INSERT INTO after_due (after_id, run_id, at, depth, outcome, made_run_i
 def note_end(turn: Turn, run_id: str) -> None:
     """What comes after the run, which has just ended, is due: once, since a run ends once.
 
-    A chain of such runs has a length: what would make it longer is not due, and its history says why.
+    A chain of such runs has a length: what would make it longer is not due, and its history says why. What cannot be
+    read is not due either, and keeps no run from its end.
     """
     for after_id, spec, name, state, started_by in turn.db.execute(_WHAT_COMES, (run_id,)).fetchall():
-        rule: AfterRule = codec.from_json(AfterRule, spec)
-        if not any(after.pipeline == name and after.is_met_by(State(state)) for after in rule.afters):
+        rule: AfterRule | None = codec.readable(AfterRule, spec)
+        trigger: Trigger | None = codec.readable(Trigger, started_by)
+        depth, outcome, reason = 0, "", ""
+        if rule is None or trigger is None:
+            outcome, reason = "failed", "what the state says of it cannot be read"
+        elif not any(after.pipeline == name and after.is_met_by(State(state)) for after in rule.afters):
             continue
-        trigger: Trigger = codec.from_json(Trigger, started_by)
-        depth, outcome, reason = trigger.depth + 1, "", ""
-        if depth > limits.AFTER_DEPTH_MAX:
+        elif (depth := trigger.depth + 1) > limits.AFTER_DEPTH_MAX:
             outcome = "skipped"
             reason = (
                 f"it would be number {depth} of runs that came after each other; at most {limits.AFTER_DEPTH_MAX} do"

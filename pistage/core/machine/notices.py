@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
 from pistage.core import codec, limits
 from pistage.core import commands_of_notices as c
@@ -102,11 +102,11 @@ class _Due:
 def run_ended(turn: Turn, run_id: str) -> None:
     """The run is in its last state: note who is to be told. Called once, in the turn that brings it there."""
     project, pipeline, state, said = turn.db.execute(_ENDED, (run_id,)).fetchone()
-    notifies: tuple[Notify, ...] = _read(tuple[Notify, ...], said) or () if said else ()
+    notifies: tuple[Notify, ...] = codec.readable(tuple[Notify, ...], said) or () if said else ()
     rows = turn.db.execute(_RECEIVERS, (project,)).fetchall()
     if not notifies and not rows:
         return
-    read = {name: _read(Receiver, spec) for name, spec in rows}
+    read = {name: codec.readable(Receiver, spec) for name, spec in rows}
     receivers: dict[str, Receiver] = {name: receiver for name, receiver in read.items() if receiver is not None}
     due = list(_due(pipeline, End(state), notifies, receivers))
     for position, one in enumerate(due, 1):
@@ -118,13 +118,6 @@ def run_ended(turn: Turn, run_id: str) -> None:
         turn.deliveries.append((run_id, position))
     if due:
         _give_up_what_is_too_much(turn)
-
-
-def _read(kind: Any, text: str) -> Any:
-    try:
-        return codec.from_json(kind, text)
-    except PistageError:
-        return None
 
 
 def _due(pipeline: str, end: End, notifies: tuple[Notify, ...], receivers: dict[str, Receiver]) -> Iterator[_Due]:

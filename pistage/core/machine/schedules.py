@@ -109,9 +109,9 @@ def put(turn: Turn, command: c.PutSchedules) -> dict[str, object]:
     return {"names": [new.name for new in command.schedules]}
 
 
-def _times_of(spec: str) -> tuple[str, str]:
-    schedule: Schedule = codec.from_json(Schedule, spec)
-    return schedule.cron, schedule.timezone
+def _times_of(spec: str) -> tuple[str, str] | None:
+    schedule: Schedule | None = codec.readable(Schedule, spec)  # which a new one takes the place of
+    return None if schedule is None else (schedule.cron, schedule.timezone)
 
 
 def _refuse_too_many(turn: Turn, command: c.PutSchedules, known: Collection[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import sqlite3
 import time
 from collections import deque
@@ -25,6 +26,7 @@ from pistage.master.api.batches import Batch, parse_batch, plan_batch
 from pistage.predefined import predefined_actions
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 _PLANNING_AT_ONCE = 2  # planning is our own CPU time, at most a fraction of a second each
 _SMALL_BYTES = 16 * limits.KIB  # of a document: read in a few milliseconds, but for templates that make much of it
@@ -108,6 +110,22 @@ class Planner:
             return planned, text.decode() if isinstance(text, bytes) else text
 
         return await self._with_actions(project, work, size=len(submission.text))
+
+    async def plan_unattended(self, submission: Submission, project: str) -> tuple[Planned, str] | PistageError:
+        """As `plan`, where nobody waits: why there is no plan is a result, also where the fault is ours.
+
+        What a leader cannot plan would else end one leader after the other. PistageError `unavailable` where it may be
+        better later.
+        """
+        try:
+            return await self.plan(submission, project)
+        except PistageError as refusal:
+            return refusal
+        except sqlite3.Error as error:
+            raise PistageError(Code.UNAVAILABLE, f"the actions cannot be read now: {error}") from None
+        except Exception as bug:
+            log.exception("no plan can be made")
+            return PistageError(Code.INTERNAL, f"its plan cannot be made: {type(bug).__name__}")
 
     async def plan_batch(self, body: bytes, project: str) -> Batch:
         """The plans of many runs of one text; PistageError names the first run that is wrong, or the limit."""

@@ -248,3 +248,22 @@ def test_there_are_only_so_many(cluster: Cluster, monkeypatch: pytest.MonkeyPatc
     assert [outcome.error is None for outcome in outcomes] == [True, True, True, False]
     assert put(cluster, "c", "x").error is None
     assert put(cluster, "d", "y").error is not None
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        "UPDATE after_rule SET spec = '{' WHERE definition = 'deploy'",
+        "UPDATE run SET started_by = '{' WHERE id = 'r1'",
+    ],
+)
+def test_what_cannot_be_read_keeps_no_run_from_its_end_and_says_so(cluster: Cluster, poison: str) -> None:
+    put(cluster)
+    cluster.submit(a_plan(name="build"), "r1")
+    cluster.db.execute(poison)
+    assert cluster.run_to("main", DONE, "r1").error is None
+    assert cluster.db.execute("SELECT state FROM run WHERE id = 'r1'").fetchone() == ("succeeded",)
+    assert (due(cluster), history(cluster)) == (
+        [],
+        [("r1", "failed", None, "what the state says of it cannot be read")],
+    )

@@ -295,6 +295,21 @@ def test_a_name_belongs_to_one_definition(cluster: Cluster) -> None:
     assert refused is not None and refused.code is Code.CONFLICT and "'night'" in refused.message
 
 
+def test_two_of_one_name_are_refused(cluster: Cluster) -> None:
+    refused = put(cluster, "night", "night")
+    assert refused.error is not None and refused.error.code is Code.INVALID
+
+
+def test_one_that_cannot_be_read_is_replaced_by_being_set_again(cluster: Cluster) -> None:
+    put(cluster)
+    since = decided_until(cluster)
+    cluster.db.execute("UPDATE schedule SET spec = '{'")
+    cluster.now += 1
+    assert put(cluster).error is None
+    assert decided_until(cluster) == since + 1
+    assert fire(cluster, 3_600_000) == ""
+
+
 def test_there_are_no_more_than_a_leader_can_know(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SCHEDULES_MAX", 2)
     assert put(cluster, "a", "b").error is None

@@ -1,11 +1,13 @@
-"""Tasks with an owner: they run for as long as a block does, and whichever fails first ends the other."""
+"""Tasks and threads with an owner: they run for as long as a block does, and nobody leaves what they still use."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -29,3 +31,20 @@ async def running(*services: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         raise errors.exceptions[0] from None
     if block_error is not None:
         raise block_error
+
+
+async def seen_through(work: asyncio.Future[T]) -> T:
+    """The result of a thread's work, whose end is waited for also by who is cancelled: no thread can be.
+
+    What it uses may be closed, removed or used by others from then on. A result that has to be closed is the caller's
+    to close in that case, too: `work` still has it.
+    """
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # nobody is there to hear of it
+        raise

@@ -34,6 +34,32 @@ REPLACE_HINT = (
 )
 
 
+class _Summed(sqlite3.Connection):
+    """A connection to a file with sums. Whoever closes it, or only lets go of it: no sums stay that are wrong then.
+
+    The end of the last connection makes SQLite checkpoint by itself. What was opened is known to be whole, so the sums
+    can be made anew at the next start; but those of before would call every page damaged that was moved.
+    """
+
+    outdated: Path | None = None
+
+    def close(self) -> None:
+        self._drop_sums()
+        super().close()
+
+    def __del__(self) -> None:
+        self._drop_sums()
+
+    def _drop_sums(self) -> None:
+        if self.outdated is not None:
+            self.outdated.unlink(missing_ok=True)
+
+
+def opened_to_look(path: Path) -> sqlite3.Connection:
+    """A connection that changes nothing, at its end neither: to see whether all is whole before it is opened."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+
 class PageSums:
     """The sums of one database file. Not thread-safe: every call comes from the thread that owns the connection."""
 
@@ -62,6 +88,15 @@ class PageSums:
                 if number > pages or zlib.crc32(page) != self._sums[number - 1]:
                     raise damaged(self.path, f"its page {number} is not what was written")
         return mark
+
+    def opened(self, *, timeout_s: float = 5.0, cached_statements: int = 128) -> sqlite3.Connection:
+        """A connection that writes, once all is known to be whole: to be ended by `close`."""
+        db = sqlite3.connect(
+            self.path, timeout=timeout_s, isolation_level=None, check_same_thread=False,
+            cached_statements=cached_statements, factory=_Summed,
+        )  # fmt: skip
+        db.outdated = self._sums_path
+        return db
 
     def checkpoint(self, db: sqlite3.Connection, mark: int) -> bool:
         """Move the log into the file; false while a reader holds it up.
@@ -108,8 +143,8 @@ class PageSums:
             is_done = self.checkpoint(db, mark)
         except (OSError, sqlite3.OperationalError):  # a full disk
             is_done = False
-        if not is_done:
-            self._sums_path.unlink(missing_ok=True)  # made anew at the next start
+        if is_done and isinstance(db, _Summed):
+            db.outdated = None
         db.close()
 
     def _sync_log(self) -> None:

@@ -425,7 +425,7 @@ class Driver:
             self._applies.clear()  # all of it is in the snapshot, or follows once this is durable
             while self._durable_seq < taken[0]:
                 await self._durable.wait()
-            state = await self._in(self._apply_thread, lambda: State(path))
+            state = await self._in(self._apply_thread, lambda: State.fetched(path))
             await self.reader.move(path)
             # Only now: where the state says that it is, whoever reads must find it.
             former, self.state = self.state, state

@@ -30,6 +30,7 @@ from pistage.master.directories import sync_directory
 from pistage.master.listening import listening
 from pistage.master.peers import UNREACHABLE, credential_of
 from pistage.master.store import DurableLog, Identity
+from pistage.owning import seen_through
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,13 @@ async def open_log(founder: Founder) -> DurableLog:
         await asyncio.to_thread(DurableLog.create, path, identity, base)
     # From here on this id may have voted: it is never taken up again without the log.
     candidacy.unlink(missing_ok=True)
-    return await asyncio.to_thread(DurableLog, path)
+    opening = asyncio.get_running_loop().run_in_executor(None, DurableLog, path)
+    try:
+        return await seen_through(opening)
+    except asyncio.CancelledError:
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
+        raise
 
 
 async def _founded(founder: Founder, candidacy: Path) -> Identity:

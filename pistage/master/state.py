@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -22,7 +22,7 @@ from pistage.core import machine
 from pistage.core.commands import Command
 from pistage.core.machine import Outcome
 from pistage.errors import Code, PistageError
-from pistage.master.checksums import PageSums, damaged, is_full, unopened
+from pistage.master.checksums import PageSums, damaged, is_full, opened_to_look, unopened
 from pistage.master.directories import sync_directory
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,15 @@ class State:
         self.path = path
         self._is_leaving = threading.Event()
         self._sums = PageSums(path)
+        if (refusal := _refusal_path(path)).exists():
+            raise damaged(path, refusal.read_text(encoding="utf-8").strip())
         try:
-            mark = self._sums.verify()
+            if mark := self._sums.verify():
+                with closing(opened_to_look(path)) as db:
+                    if (known := machine.position(db).index) < mark:
+                        raise damaged(path.with_name(f"{path.name}-wal"), f"it has lost what came after {known}")
             # Nobody else writes, and a checkpoint must not wait for a reader: no timeout.
-            self._db = sqlite3.connect(
-                path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=512
-            )
+            self._db = self._sums.opened(timeout_s=0, cached_statements=512)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # power loss gives an older state; the log mends it
             self._db.execute("PRAGMA wal_autocheckpoint = 0")
@@ -65,15 +68,18 @@ class State:
         except sqlite3.DatabaseError as error:
             raise unopened(path, error) from None
         self.durable_index = 0  # up to here the log is not needed to bring the state up
-        if (refusal := _refusal_path(path)).exists():
-            raise damaged(path, refusal.read_text(encoding="utf-8").strip())
-        if self.position.index < mark:
-            raise damaged(path.with_name(f"{path.name}-wal"), f"it has lost what came after {self.position.index}")
         if not self.position.membership:
             self.position = replace(self.position, membership=membership)
         self.command_version = machine.command_version(self._db)
         self._checkpoint_at = self._checkpoint_after = 0
         self.checkpoint()
+
+    @classmethod
+    def fetched(cls, path: Path) -> State:
+        """Open what another master sent; DamagedError where it is gone: none begins there."""
+        if not path.exists():
+            raise damaged(path, "it was fetched, and is gone")
+        return cls(path)
 
     def apply(self, entries: Sequence[raft.Entry]) -> Applied:
         """Apply committed entries and their place in the log in one transaction.

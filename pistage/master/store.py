@@ -11,12 +11,13 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from pistage import raft
 from pistage.errors import Code, PistageError
-from pistage.master.checksums import PageSums, damaged, is_full, unopened
+from pistage.master.checksums import PageSums, damaged, is_full, opened_to_look, unopened
 from pistage.master.directories import sync_directory
 
 _SCHEMA = """
@@ -68,17 +69,16 @@ class DurableLog:
         self._mark_path = path.with_name("raft.mark")
         self._sums.verify()
         try:
-            self._db = _opened(path)
+            with closing(opened_to_look(path)) as db:
+                self._load(db)
+            self._db = _opened(self._sums)
         except sqlite3.DatabaseError as error:
             raise unopened(path, error) from None
-        try:
-            self._load()
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise unopened(path, error) from None
-        except PistageError:
-            self._db.close()
-            raise
+        except ValueError as error:
+            raise PistageError(
+                Code.STORAGE, f"{path} holds what this version does not know: {error}",
+                hint="start the version that wrote it, or a later one",
+            ) from None  # fmt: skip
         self._mark_fd = os.open(self._mark_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._unmoved_bytes = _CHECKPOINT_BYTES  # unknown: the first write finds out
 
@@ -88,7 +88,8 @@ class DurableLog:
         fresh = path.with_name("raft.new")
         for leftover in path.parent.glob("raft.new*"):
             leftover.unlink()
-        db = _opened(fresh)
+        sums = PageSums(fresh)
+        db = _opened(sums)
         db.executescript(_SCHEMA)
         founders = json.dumps(identity.founders, sort_keys=True)
         config = base.config.encode().decode()
@@ -97,14 +98,14 @@ class DurableLog:
             " base_crc, generation, writes) VALUES (1, ?, ?, ?, ?, NULL, ?, ?, ?, 0, ?, 0)",
             (identity.node_id, identity.group_id, founders, term, base.index, base.term, config, generation),
         )
-        PageSums(fresh).close(db, 0)
+        sums.close(db, 0)
         path.with_name("raft.mark").unlink(missing_ok=True)
         fresh.with_name("raft.new-sums").replace(path.with_name(f"{path.name}-sums"))
         fresh.replace(path)
         sync_directory(path.parent)
 
-    def _load(self) -> None:
-        row = self._db.execute(
+    def _load(self, db: sqlite3.Connection) -> None:
+        row = db.execute(
             "SELECT node_id, group_id, founders, term, vote, base_index, base_term, base_config, base_crc, generation,"
             " writes FROM node"
         ).fetchone()
@@ -112,7 +113,7 @@ class DurableLog:
         self.hard_state = raft.HardState(term=row[3], vote=row[4])
         self.base = raft.Base(index=row[5], term=row[6], config=raft.Config.decode(row[7].encode()))
         self._base_crc, self.generation, self._writes = row[8], row[9], row[10]
-        self.entries = self._verified()
+        self.entries = self._verified(db)
         self.last_index = self.entries[-1].index if self.entries else self.base.index
         if self._mark_path.exists() and self._writes < (known := _number_in(self._mark_path)):
             gone = known - self._writes
@@ -122,10 +123,10 @@ class DurableLog:
     def _path(self) -> Path:
         return self._sums.path
 
-    def _verified(self) -> list[raft.Entry]:
+    def _verified(self, db: sqlite3.Connection) -> list[raft.Entry]:
         index, crc = self.base.index, self._base_crc
         entries = []
-        for row in self._db.execute("SELECT idx, term, kind, payload, crc FROM entries ORDER BY idx"):
+        for row in db.execute("SELECT idx, term, kind, payload, crc FROM entries ORDER BY idx"):
             entry = raft.Entry(index=row[0], term=row[1], kind=raft.Kind(row[2]), payload=row[3])
             crc = _chained(crc, entry)
             if entry.index != index + 1 or crc != row[4]:
@@ -224,8 +225,8 @@ class DurableLog:
         os.close(self._mark_fd)
 
 
-def _opened(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+def _opened(sums: PageSums) -> sqlite3.Connection:
+    db = sums.opened()
     db.execute("PRAGMA locking_mode = EXCLUSIVE")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")

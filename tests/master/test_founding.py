@@ -1,14 +1,20 @@
 """How a group begins: who waits says for whom, and why."""
 
+import asyncio
+import shutil
+import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
 
+from pistage import raft
 from pistage.config import MasterConfig
 from pistage.errors import Code, PistageError
 from pistage.master import founding
+from pistage.master.store import DurableLog
 from pistage.owning import running
-from tests.master.fakes import TOKEN
+from tests.master.fakes import TOKEN, a_log, write
 from tests.master.test_group import eventually
 from tests.master.test_output_failover import free_ports
 
@@ -44,3 +50,40 @@ def test_a_url_that_leads_to_no_master_is_named_with_its_key(tmp_path: Path, wro
     assert refusal.value.code is Code.USAGE
     with pytest.raises(PistageError, match="advertise: expected the URL of a master"):
         founding.founder_of(MasterConfig(data_dir=tmp_path, advertise=wrong), None)
+
+
+async def test_a_start_that_is_stopped_while_the_log_is_read_closes_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "alive").mkdir()
+    store = a_log(tmp_path / "alive")
+    for first in (1, 11):  # the first write moves what there was
+        write(store, [raft.Entry(index=n, term=1, payload=b"x" * 500) for n in range(first, first + 10)])
+    shutil.copytree(tmp_path / "alive", tmp_path / "killed")
+    store.close()
+    reading, go_on, read = threading.Event(), threading.Event(), DurableLog._verified
+
+    def slow(store: DurableLog, db: sqlite3.Connection) -> list[raft.Entry]:
+        reading.set()
+        assert go_on.wait(10)
+        return read(store, db)
+
+    monkeypatch.setattr(DurableLog, "_verified", slow)
+    url = "http://127.0.0.1:1"
+    founder = founding.Founder(
+        data_dir=tmp_path / "killed", listen=("127.0.0.1", 1), url=url, peers=(url,), token=TOKEN
+    )
+    async with asyncio.TaskGroup() as group:
+        opening = group.create_task(founding.open_log(founder))
+        assert await asyncio.to_thread(reading.wait, 10)
+        for _ in range(2):  # who is impatient does no more damage
+            opening.cancel()
+            await asyncio.sleep(0)
+        assert not opening.done()
+        go_on.set()
+    assert opening.cancelled()
+    monkeypatch.setattr(DurableLog, "_verified", read)
+    sums = (tmp_path / "killed" / "raft.db-sums").read_bytes()
+    store = a_log(tmp_path / "killed")
+    assert (store.last_index, (tmp_path / "killed" / "raft.db-sums").read_bytes()) == (20, sums)
+    store.close()

@@ -1,13 +1,17 @@
 """The log on disk: what was durable is there, and what is not as it was written is found."""
 
+import gc
 import os
+import shutil
 import sqlite3
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
 
 from pistage import raft
 from pistage.errors import PistageError
+from pistage.master.checksums import DamagedError
 from pistage.master.store import DurableLog
 from tests.master.fakes import a_log, write
 
@@ -52,6 +56,58 @@ def test_an_installed_snapshot_empties_the_log_and_moves_to_the_next_generation(
     store = reopened(tmp_path)
     assert (store.generation, store.base.index, [entry.index for entry in store.entries]) == (2, 50, [51, 52])
     store.close()
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """The directory of a master that was killed: what it wrote last stands in the write-ahead log."""
+    (tmp_path / "alive").mkdir()
+    store = a_log(tmp_path / "alive")
+    write(store, entries(1, 10))
+    write(store, entries(11, 50))
+    shutil.copytree(tmp_path / "alive", tmp_path / "killed")
+    store.close()
+    assert (tmp_path / "killed" / "raft.db-wal").stat().st_size > 0
+    return tmp_path / "killed"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, MemoryError])
+def test_a_start_that_ends_in_the_middle_leaves_the_log_as_it_was(
+    killed: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    before = {path.name: path.read_bytes() for path in killed.iterdir() if path.suffix != ".db-shm"}
+
+    def stumble(store: DurableLog, db: sqlite3.Connection) -> list[raft.Entry]:
+        raise error("in the middle")
+
+    with monkeypatch.context() as patched, pytest.raises((error, PistageError)):
+        patched.setattr(DurableLog, "_verified", stumble)
+        reopened(killed)
+    gc.collect()
+    assert {name: (killed / name).read_bytes() for name in before} == before
+    store = reopened(killed)
+    assert store.last_index == 50
+    store.close()
+
+
+def test_a_log_that_is_let_go_of_without_being_closed_is_whole_at_the_next_start(killed: Path) -> None:
+    store = reopened(killed)
+    os.close(store._mark_fd)
+    del store
+    gc.collect()  # the connection ends here, and SQLite moves its own log into the file
+    assert (killed / "raft.db-wal").exists() is False
+    for _ in range(2):
+        store = reopened(killed)
+        assert store.last_index == 50
+        store.close()
+    assert (killed / "raft.db-sums").exists()
+
+
+def test_what_another_version_has_written_is_no_damage(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raft, "Kind", StrEnum("Kind", ["other"]))
+    with pytest.raises(PistageError, match="what this version does not know") as refusal:
+        reopened(killed)
+    assert not isinstance(refusal.value, DamagedError)
 
 
 def test_a_write_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:

@@ -54,12 +54,16 @@ class DropOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveOutput:
-    """Output of these runs, at most `retention.DROPS_MAX` of them, is in the archive at `url`, all of it."""
+    """Output of these runs, at most `retention.DROPS_MAX` of them, is in the archive at `url`, all of it.
+
+    `place` is where in the directory of each. A run that is in an archive already stays there: stubs may name that.
+    """
 
     kind: Literal["archive_output"] = "archive_output"
     at: int
     run_ids: tuple[str, ...]
     url: str
+    place: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

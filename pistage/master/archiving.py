@@ -38,6 +38,7 @@ class Ended:
     run_id: str
     finished_at: int
     url: str
+    place: str
 
 
 class Archiving:
@@ -100,18 +101,22 @@ class Archiving:
             return
         async with self._replica.reader.single() as snapshot:
             cluster_id = await reads.cluster_id(snapshot)
+        # A place of its own for each try: the thread of a leader that has fallen, or of a try that was given up, may
+        # store and delete when another has stored the run and masters read it there. It does so where nobody looks.
+        place = wire.new_id()
         stored: list[str] = []
         async for runs in self._ended_runs():
             for run in runs:
-                if not run.url and await self._store(f"{cluster_id}/{run.run_id}", run.run_id):
+                if not run.url and await self._store(f"{cluster_id}/{run.run_id}/{place}", run.run_id):
                     stored.append(run.run_id)
                 if len(stored) == DROPS_MAX:
-                    await self._say(stored)
-        await self._say(stored)
+                    await self._say(stored, place)
+        await self._say(stored, place)
 
-    async def _say(self, stored: list[str]) -> None:
+    async def _say(self, stored: list[str], place: str) -> None:
         if stored:
-            await self._replica.propose(ArchiveOutput(at=wire.now_ms(), run_ids=tuple(stored), url=self._url))
+            command = ArchiveOutput(at=wire.now_ms(), run_ids=tuple(stored), url=self._url, place=place)
+            await self._replica.propose(command)
             log.info("output of %d runs is in the archive", len(stored))
             stored.clear()
 
@@ -172,7 +177,7 @@ class Archiving:
             cluster_id = await reads.cluster_id(snapshot)
         directory = self._directory / run.run_id
         for path in await asyncio.to_thread(lambda: sorted(directory.glob("*.sealed"))):
-            name = f"{cluster_id}/{run.run_id}/{path.name}"
+            name = f"{cluster_id}/{run.run_id}/{run.place}/{path.name}"
             try:
                 stub = await asyncio.to_thread(_stub_for, path, run.url, name)
             except FileNotFoundError:  # the run was removed meanwhile
@@ -221,11 +226,11 @@ def _stub_for(path: Path, url: str, name: str) -> bytes:
 
 async def _ended_of(snapshot: Snapshot, run_ids: Sequence[str]) -> list[Ended]:
     rows = await snapshot.rows(_ENDED, (json.dumps(run_ids),))
-    return [Ended(row["id"], row["finished_at"], row["url"]) for row in rows]
+    return [Ended(row["id"], row["finished_at"], row["url"], row["place"]) for row in rows]
 
 
 _ENDED: Final = """
-SELECT run.id, run.finished_at, COALESCE(archived.url, '') AS url
+SELECT run.id, run.finished_at, COALESCE(archived.url, '') AS url, COALESCE(archived.place, '') AS place
 FROM json_each(?) AS asked JOIN run ON run.id = asked.value LEFT JOIN archived ON archived.run_id = run.id
 WHERE run.finished_at IS NOT NULL AND run.output_dropped_at IS NULL ORDER BY run.id
 """

@@ -159,9 +159,9 @@ def test_a_run_that_ended_can_be_archived_and_forgotten_and_a_live_one_cannot(cl
     cluster.submit(a_plan(a_task()))
     print_and_end(cluster, (1, 0, 0))
     cluster.submit(a_plan(a_task()), run_id="r2")
-    cluster.apply(of_output.ArchiveOutput(at=7, run_ids=("r1", "r2", "nobody's"), url="s3://a"))
-    cluster.apply(of_output.ArchiveOutput(at=8, run_ids=("r1",), url="s3://b"))
-    rows = cluster.db.execute("SELECT run_id, url, at FROM archived").fetchall()
-    assert [tuple(row) for row in rows] == [("r1", "s3://b", 8)]
+    cluster.apply(of_output.ArchiveOutput(at=7, run_ids=("r1", "r2", "nobody's"), url="s3://a", place="p1"))
+    cluster.apply(of_output.ArchiveOutput(at=8, run_ids=("r1",), url="s3://b", place="p2"))
+    rows = cluster.db.execute("SELECT run_id, url, place, at FROM archived").fetchall()
+    assert [tuple(row) for row in rows] == [("r1", "s3://a", "p1", 7)]  # of which there may be stubs by now
     cluster.apply(of_output.ForgetArchive(at=9, run_ids=("r1", "r2")))
     assert cluster.db.execute("SELECT COUNT(*) FROM archived").fetchone()[0] == 0

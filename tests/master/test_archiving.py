@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import struct
+import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from pistage.wire import Codec
 from tests.master.fakes import Api, FakeAgent, a_master, an_agent
 from tests.master.kept import bytes_in
 from tests.master.test_logs import a_store
+from tests.master.test_output_failover import three_masters
 from tests.master.test_retention import keep
 from tests.master.waiting import until
 
@@ -64,7 +66,7 @@ def is_archived(data_dir: Path, run: dict[str, Any]) -> bool:
 
 
 def stored(tmp_path: Path) -> list[str]:
-    return sorted(path.suffix or path.name for path in (tmp_path / "archive").glob("*/*/*"))
+    return sorted(path.suffix or path.name for path in (tmp_path / "archive").glob("*/*/*/*"))
 
 
 async def read(api: Api, run: dict[str, Any]) -> bytes:
@@ -108,7 +110,7 @@ async def test_a_file_that_the_archive_has_otherwise_is_not_given_up_but_one_wit
     async with a_master(data_dir, archive=url) as api, an_agent(api) as (agent, _):
         run = await a_run(api, agent)
         await until(lambda: is_archived(data_dir, run))
-    [path] = (tmp_path / "archive").glob("*/*/*.sealed")
+    [path] = (tmp_path / "archive").glob("*/*/*/*.sealed")
     [(part, sealed)] = SealedFile.open(path).streams.items()
     for output in (b"x" * len(LINES), LINES):
         (tmp_path / "plain").write_bytes(output)
@@ -230,12 +232,12 @@ async def test_an_archive_of_before_that_is_away_does_not_keep_output_from_the_o
     async with a_master(data_dir, archive=f"file://{tmp_path}/other") as api, an_agent(api) as (agent, _):
         archiving = api.master.context.archiving  # type: ignore[attr-defined]
         runs = [await a_run(api, agent) for _ in range(2)]
-        await until(lambda: len(list((tmp_path / "other").glob("*/*/index"))) == 2)
+        await until(lambda: len(list((tmp_path / "other").glob("*/*/*/index"))) == 2)
         await keep(api, runs_max=1, age_s=None)
         await until(lambda: "does not answer" in archiving.trouble)
         runs.append(await a_run(api, agent))
         there = {runs[1]["id"], runs[2]["id"]}  # what was dropped went, and what is new comes
-        await until(lambda: {path.parent.name for path in (tmp_path / "other").glob("*/*/index")} == there)
+        await until(lambda: {path.parent.parent.name for path in (tmp_path / "other").glob("*/*/*/index")} == there)
 
 
 async def test_one_damaged_file_does_not_keep_the_others_from_making_room(tmp_path: Path, url: str) -> None:
@@ -249,3 +251,52 @@ async def test_one_damaged_file_does_not_keep_the_others_from_making_room(tmp_pa
     async with a_master(data_dir, archive=url, archive_after="1ms"):
         rest = [run for run in runs if run["id"] != damaged]
         await until(lambda: all(files_of(data_dir, run) == {"index", ".stub"} for run in rest))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["goes on", "times out"])
+async def test_what_a_former_leader_is_still_storing_takes_nothing_from_what_the_next_one_has_stored(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    put, delete_below = Archive.put, Archive.delete_below
+    is_stuck, go_on, is_through = threading.Event(), threading.Event(), threading.Event()
+
+    def slow_put(self: Archive, name: str, path: Path) -> None:
+        if is_stuck.is_set():
+            put(self, name, path)
+            return
+        is_stuck.set()
+        assert go_on.wait(30)
+        if end == "times out":
+            raise PistageError(Code.UNAVAILABLE, "no answer in time")
+        put(self, name, path)
+
+    def told_delete(self: Archive, name: str) -> int:
+        deleted = delete_below(self, name)
+        is_through.set()
+        return deleted
+
+    monkeypatch.setattr(Archive, "put", slow_put)
+    monkeypatch.setattr(Archive, "delete_below", told_delete)
+    async with three_masters(tmp_path, archive=url, archive_after="1ms") as masters:
+        first = await masters.leader()
+        async with an_agent(first) as (agent, _):
+            run = await a_run(first, agent)
+        assert await asyncio.to_thread(is_stuck.wait, 10)
+        _, cluster = await first.call("GET", "/api/v1/cluster")
+        others = {one["id"]: tmp_path / one["url"].rpartition(":")[2] for one in cluster["masters"]}
+        former = others.pop(cluster["leader"])
+
+        def heirs() -> list[str]:  # who has sealed a copy: another would fetch one first
+            there = {master: path for master, path in others.items() if (path / "logs" / run["id"]).is_dir()}
+            return [master for master, path in there.items() if ".sealed" in files_of(path, run)]
+
+        await until(lambda: bool(heirs()))
+        heir = heirs()[0]
+        assert (await first.call("POST", "/api/v1/cluster/transfer", json={"master": heir}))[0] == 200
+        second = await masters.leader(other_than=first.url)
+        await until(lambda: files_of(former, run) == files_of(others[heir], run) == {"index", ".stub"})
+        go_on.set()
+        assert await asyncio.to_thread(is_through.wait, 10)
+        assert stored(tmp_path) == [".sealed", "index"]
+        assert await read(second, run) == LINES

@@ -32,7 +32,7 @@ from pistage.core.machine.outcome import Outcome, Turn
 from pistage.errors import Code, PistageError
 
 #: Raised with every change of schema.sql that a state written before it would not bear.
-_SCHEMA: Final = "6"
+_SCHEMA: Final = "7"
 
 
 def create_tables(db: sqlite3.Connection) -> None:

@@ -89,9 +89,9 @@ def archive(turn: Turn, command: c.ArchiveOutput) -> dict[str, object]:
     """Those of the runs that have ended are in the archive; what of them is dropped meanwhile is deleted there."""
     for run_id in command.run_ids:
         added = turn.db.execute(
-            "INSERT INTO archived (run_id, url, at) SELECT id, ?, ? FROM run WHERE id = ? AND finished_at IS NOT NULL"
-            " ON CONFLICT (run_id) DO UPDATE SET url = excluded.url, at = excluded.at",
-            (command.url, turn.at, run_id),
+            "INSERT INTO archived (run_id, url, place, at) SELECT id, ?, ?, ? FROM run"
+            " WHERE id = ? AND finished_at IS NOT NULL ON CONFLICT (run_id) DO NOTHING",
+            (command.url, command.place, turn.at, run_id),
         )
         if added.rowcount:
             turn.record(run_id, "output_archived", url=command.url)

@@ -321,6 +321,7 @@ CREATE TABLE IF NOT EXISTS retention (
 CREATE TABLE IF NOT EXISTS archived (
   run_id TEXT PRIMARY KEY,
   url TEXT NOT NULL,
+  place TEXT NOT NULL, -- in the run's directory there: of the one leader, and the one try, that stored it
   at INTEGER NOT NULL
 ) WITHOUT ROWID;
 

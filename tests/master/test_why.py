@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pistage import wire
 from pistage.core.model import Capacity
 from tests.master.fakes import HELLO_YAML, Api, FakeAgent, a_master, an_agent, an_info
+from tests.master.test_output_failover import three_masters
 
 GREEDY = """
 name: Greedy
@@ -82,6 +85,26 @@ async def test_a_task_that_no_agent_could_take_is_told_as_such(tmp_path: Path) -
         task = await until_waiting(api, run["id"])
         assert not task["waiting"]["is_placeable"]
         assert task["waiting"]["brief"] == "bare: label gpu=true is missing"
+
+
+@pytest.mark.slow
+async def test_every_master_tells_why_a_task_waits_and_goes_without_where_nobody_leads(tmp_path: Path) -> None:
+    async with three_masters(tmp_path) as masters:
+        leader = await masters.leader()
+        async with an_agent_called(leader, "bare"):
+            run = await leader.submit(GREEDY)
+            await until_waiting(leader, run["id"])
+            for url in masters.urls:
+                api = Api(masters.session, url)
+                task = (await api.run(run["id"]))["tasks"][0]
+                assert (task["waiting"], task["is_placeable"]) == ("bare: label gpu=true is missing", False), url
+                _, stale = await api.call("GET", f"/api/v1/runs/{run['id']}?stale=1", headers={"If-None-Match": "x"})
+                assert stale["tasks"][0]["waiting"] == (task["waiting"] if url == leader.url else "")
+        others = [url for url in masters.urls if url != leader.url]
+        await masters.stop(leader.url)
+        await masters.stop(others[0])
+        _, alone = await Api(masters.session, others[1]).call("GET", f"/api/v1/runs/{run['id']}?stale=1")
+        assert (alone["tasks"][0]["waiting"], alone["tasks"][0]["is_placeable"]) == ("", True)
 
 
 async def test_runs_that_hold_a_group_are_told_by_name_and_number(tmp_path: Path) -> None:

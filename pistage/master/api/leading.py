@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
@@ -27,6 +27,7 @@ APPLIED: Final = "Pistage-Applied-Index"
 AGE: Final = "Pistage-Leader-Contact-Ms"
 _LEADER_WAIT_S = 4.0  # an election takes about one; a request that comes in the middle of it is worth keeping
 _ANSWER_S = 60.0
+_SOON_S = 1.0  # of what an answer can do without
 _ASK_AGAIN_S = 0.05
 _LAST_WORD_S = 0.5  # what was done under the leader before is known by then, to it or to nobody
 _SILENT: Final = (aiohttp.ClientConnectionError, TimeoutError)
@@ -193,6 +194,22 @@ async def _raise_once_deposed(context: Context, url: str) -> None:
             raise no_leader(f"the leader at {url} was deposed before it answered")
 
 
+async def told_by_the_leader(context: Context, request: web.Request) -> Any:
+    """What the leader answers to the same question in JSON: of what it alone knows.
+
+    None where this master leads, and where there is no leader or it does not answer soon.
+    """
+    url = context.leader_elsewhere()
+    if not url or FORWARDED in request.headers or http.is_set(request, "stale"):
+        return None
+    try:
+        unconditional = _OF_THE_CONNECTION | {"if-none-match"}
+        async with asyncio.timeout(_SOON_S), await _ask(context, request, url, b"", left_out=unconditional) as answer:
+            return await answer.json() if answer.status == 200 else None
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None
+
+
 async def forward(context: Context, request: web.Request, url: str, body: bytes) -> web.StreamResponse:
     """The answer of the master at `url` to this request."""
     try:
@@ -206,8 +223,10 @@ def _silent(url: str, error: Exception) -> PistageError:
     return no_leader(f"the leader at {url} does not answer")
 
 
-async def _ask(context: Context, request: web.Request, url: str, body: bytes) -> aiohttp.ClientResponse:
-    headers = {key: value for key, value in request.headers.items() if key.lower() not in _OF_THE_CONNECTION}
+async def _ask(
+    context: Context, request: web.Request, url: str, body: bytes, *, left_out: frozenset[str] = _OF_THE_CONNECTION
+) -> aiohttp.ClientResponse:
+    headers = {key: value for key, value in request.headers.items() if key.lower() not in left_out}
     headers[FORWARDED] = context.replica.node_id
     if "Authorization" not in request.headers:  # of a webhook: the session would lend it the masters' own credential
         headers["Authorization"] = ""

@@ -20,6 +20,7 @@ from pistage.errors import Code, PistageError
 from pistage.master import reads
 from pistage.master.api import bodies, http, views
 from pistage.master.api.context import Context
+from pistage.master.api.leading import told_by_the_leader
 from pistage.master.api.notices import missing_receivers
 from pistage.master.api.queues import PRIORITY_MAX
 from pistage.master.api.retries import kept_in, parse_retry
@@ -205,6 +206,11 @@ class RunRoutes:
         async with self._context.replica.reader.snapshot() as snapshot:
             run_id = await views.resolve_run(snapshot, request.match_info["id"], self._context.project_of(request))
             run = await views.show_run(snapshot, run_id, self._context.why_waiting)
+        queued = {task["name"]: task for task in run["tasks"] if task["state"] == State.QUEUED}
+        if queued and (told := await told_by_the_leader(self._context, request)) is not None:
+            for task in told["tasks"]:
+                if task["name"] in queued:
+                    queued[task["name"]] |= {key: task[key] for key in ("waiting", "is_placeable")}
         return http.answer_cached(request, run)
 
     async def plan(self, request: web.Request) -> web.Response:

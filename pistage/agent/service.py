@@ -198,6 +198,7 @@ class Agent:
             capacity=self._capacity,
             labels=self._labels,
             languages=self._runtime.languages(),
+            installs=self._runtime.installs(),
             ignores_images=self._settings.ignore_images and self._settings.runtime != "docker",
         )
         held = (Held(attempt_id=assign.attempt_id, run_id=assign.run_id, fence=assign.fence) for assign in self._held())

@@ -27,6 +27,7 @@ class Demand:
     needs_images: bool = False
     needs_containers: bool = False
     languages: tuple[str, ...] = ()  # of its scripts: who runs them without an image has interpreters for them all
+    installs: tuple[str, ...] = ()  # of these, the ones whose scripts have requirements
     lacks_image: bool = False  # for the language of a script none is known
     constraints: tuple[Constraint, ...] = ()
 
@@ -62,6 +63,7 @@ def with_memory(demand: Demand, memory_bytes: int) -> Demand:
 
 def _demand(task: Task, gang: Iterable[Task]) -> Demand:
     members = list(gang)
+    programs = [step.program for one in members for step in one.steps() if step.program is not None]
     return Demand(
         resources=task.resources,
         whole=Resources(
@@ -70,7 +72,8 @@ def _demand(task: Task, gang: Iterable[Task]) -> Demand:
             gpus=max(one.resources.gpus for one in members),
         ),
         needs_images=any(one.needs_image(context) for one in members for context in one.contexts),
-        languages=tuple(sorted({step.program.language for one in members for step in one.steps() if step.program})),
+        languages=tuple(sorted({program.language for program in programs})),
+        installs=tuple(sorted({program.language for program in programs if program.requirements})),
         lacks_image=any(context.language and not context.image for one in members for context in one.contexts),
         needs_containers=any(
             one.services or any(context.networks for context in one.contexts) for one in members
@@ -100,6 +103,9 @@ def mismatches(demand: Demand, info: AgentInfo) -> Iterator[str]:
         yield "has no engine to run images with"
     if demand.languages and not has_engine:
         yield from (f"has no interpreter for {name}" for name in demand.languages if name not in info.languages)
+        yield from (
+            f"cannot install what a script in {name} requires" for name in demand.installs if name not in info.installs
+        )
     if demand.lacks_image and has_engine:
         yield "runs images, and the masters know none for the language of a script"
     if demand.needs_containers and not has_engine:

@@ -106,6 +106,7 @@ class AgentInfo:
     capacity: Capacity
     labels: Mapping[str, str] = field(default_factory=dict)
     languages: tuple[str, ...] = ()  # of scripts that it can run without an image
+    installs: tuple[str, ...] = ()  # of these, the ones whose requirements it can install
     ignores_images: bool = False  # `dev` without an engine: steps run in a sandbox and the run says so
 
 

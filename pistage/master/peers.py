@@ -27,6 +27,7 @@ from pistage.core import limits
 from pistage.errors import Code, PistageError
 from pistage.master import snapshots
 from pistage.master.directories import sync_directory
+from pistage.owning import in_a_thread
 
 log = logging.getLogger(__name__)
 
@@ -168,9 +169,9 @@ class Peers:
             with path.open("xb") as file:
                 for number in range(len(manifest.sha256)):
                     part = await self._fetch_part(url, manifest, number)
-                    await asyncio.to_thread(file.write, part)
+                    await in_a_thread(file.write, part)
                 file.flush()
-                await asyncio.to_thread(os.fsync, file.fileno())
+                await in_a_thread(os.fsync, file.fileno())
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise PistageError(Code.UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
         await asyncio.to_thread(sync_directory, path.parent)

@@ -5,6 +5,7 @@ import io
 import os
 import stat
 import tarfile
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pistage.agent.packages import Packages
 from pistage.agent.runtimes import programs
 from pistage.agent.runtimes.base import ExecutionError
 from pistage.agent.runtimes.engine import Engine
+from pistage.agent.runtimes.process import remove_tree
+from pistage.agent.runtimes.process_programs import ProcessPrograms
 from pistage.agent.service import Agent
 from pistage.config import AgentConfig, Interpreter
 from pistage.core import limits
@@ -173,6 +176,33 @@ def test_what_is_installed_is_told_apart_by_all_that_has_a_part_in_it(tmp_path: 
     again = Program(language="python", text="else", requirements=("a", "b"), installer=Installer.PIP)
     assert key() == key(again)
     assert len({key(), key(other), key(where="i"), key(index="http://i"), key(packages=tmp_path)}) == 5
+
+
+async def test_a_removal_that_was_left_in_the_middle_takes_nothing_from_who_installs_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = AgentConfig(data_dir=tmp_path)
+    shelf = ProcessPrograms(settings, Interpreters(settings, path=""), is_walled=False)
+    files = tmp_path / "packages" / "key"
+    (files / "half").mkdir(parents=True)
+    removing, go_on, through = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(tree: Path) -> None:
+        removing.set()
+        assert go_on.wait(10)
+        remove_tree(tree)
+        through.set()
+
+    monkeypatch.setattr("pistage.agent.runtimes.process_programs.remove_tree", slow)
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(shelf._removed("key"))
+        assert await asyncio.to_thread(removing.wait, 10)
+        first.cancel()
+    (files / "whole").mkdir(parents=True)
+    go_on.set()
+    assert await asyncio.to_thread(through.wait, 10)
+    assert [path.name for path in files.parent.iterdir()] == ["key"]
+    assert (files / "whole").exists()
 
 
 def test_nothing_but_requirements_follows_the_installers_own_options() -> None:

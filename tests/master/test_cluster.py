@@ -1,6 +1,7 @@
 """The masters' own affairs: what a master answers about its group, and what is made offline of its files."""
 
 import asyncio
+import contextlib
 import hashlib
 import sqlite3
 import threading
@@ -103,6 +104,32 @@ async def test_many_backups_at_once_leave_threads_to_the_others(
         may_go_on.set()
     assert most == 1
     assert all(backup.result() == 200 for backup in backups)
+
+
+async def test_who_hangs_up_while_a_snapshot_is_made_lets_nobody_begin_another_before_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying, go_on, made = threading.Semaphore(0), threading.Event(), []
+    copy_state = snapshots.copy_state
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        made.append(1)
+        copying.release()
+        assert go_on.wait(10)
+        copy_state(*arguments, **options)
+
+    monkeypatch.setattr("pistage.master.snapshots.copy_state", slow)
+    async with a_master(tmp_path) as api:
+        for _ in range(20):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.02), api.session.get(api.url + "/api/v1/cluster/snapshot"):
+                    pass
+        assert await asyncio.to_thread(copying.acquire, timeout=10)
+        assert made == [1]
+        go_on.set()
+        async with api.session.get(api.url + "/api/v1/cluster/snapshot") as response:
+            assert response.status == 200
+            await response.read()
 
 
 async def test_a_snapshot_is_for_those_with_the_token_alone(tmp_path: Path) -> None:

@@ -186,6 +186,9 @@ class Runtime(Protocol):
     def languages(self) -> tuple[str, ...]:
         """The languages in which scripts run here without an image."""
 
+    def installs(self) -> tuple[str, ...]:
+        """Of these, the ones whose requirements can be installed."""
+
     async def gpus(self) -> Sequence[Gpu]:
         """The GPUs of this machine that it could hand out."""
 

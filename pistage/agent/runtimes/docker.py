@@ -89,6 +89,10 @@ class DockerRuntime:
         """See `Runtime`: images bring them."""
         return ()
 
+    def installs(self) -> tuple[str, ...]:
+        """See `Runtime`: images bring what installs."""
+        return ()
+
     async def gpus(self) -> Sequence[Gpu]:
         """See `Runtime`: those of this machine, if the engine is on it and can hand them out."""
         found = await asyncio.to_thread(gpus.found_below)

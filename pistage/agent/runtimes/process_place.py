@@ -43,6 +43,10 @@ class ProcessRuntime:
         """See `Runtime`."""
         return self._programs.interpreters.names()
 
+    def installs(self) -> tuple[str, ...]:
+        """See `Runtime`."""
+        return tuple(name for name in self.languages() if self._programs.can_install(name))
+
     async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
         """See `Runtime`."""
         await self._programs.sweep()

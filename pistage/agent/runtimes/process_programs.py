@@ -37,6 +37,11 @@ class ProcessPrograms:
         self._root = settings.data_dir / "packages"
         self._packages = Packages(self._root, self._removed)
 
+    def can_install(self, language: str) -> bool:
+        """Whether requirements can come from somewhere: a sandbox has no network, so from a directory alone."""
+        source = self._settings.languages.get(language)
+        return not self._is_walled or (source is not None and source.packages is not None)
+
     async def readied(
         self, command: Command, program: Program, directory: Path, *, holder: str, start: StartInstaller
     ) -> Command:
@@ -114,13 +119,18 @@ class ProcessPrograms:
         return room
 
     async def _removed(self, key: str) -> bool:
-        await asyncio.to_thread(remove_tree, self._root / key)
+        files = self._root / key
+        if files.exists():
+            # Out of the way in one step: whoever asked may be gone before all of it is, and another make it anew.
+            aside = Path(tempfile.mkdtemp(prefix="removing-", dir=self._root))
+            files.rename(aside / key)
+            await asyncio.to_thread(remove_tree, aside)
         return True
 
     async def sweep(self) -> None:
         """Remove what an agent before this one was at when it ended."""
-        for room in self._root.glob("installing-*"):
-            await asyncio.to_thread(remove_tree, room)
+        for left in (*self._root.glob("installing-*"), *self._root.glob("removing-*")):
+            await asyncio.to_thread(remove_tree, left)
 
 
 async def _seen_through(installer: ChildProcess, heard: Sink) -> Exit:

@@ -28,7 +28,8 @@ class Fleet:
     def kind_of(self, demand: Demand) -> Kind:
         """Who is what the demand asks for, its size aside."""
         key = (
-            demand.needs_images, demand.needs_containers, demand.languages, demand.lacks_image, demand.constraints,
+            demand.needs_images, demand.needs_containers, demand.languages, demand.installs, demand.lacks_image,
+            demand.constraints,
         )  # fmt: skip
         kind = self._kinds.get(key)
         if kind is None:

@@ -100,6 +100,7 @@ def _agent(row: Row, is_connected: bool, last_seen: int) -> dict[str, Any]:
         "version": info["version"],
         "runtimes": info["runtimes"],
         "languages": info["languages"],
+        "installs": info["installs"],
         "ignores_images": info["ignores_images"],
         "labels": info["labels"],
         "capacity": info["capacity"],

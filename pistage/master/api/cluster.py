@@ -18,6 +18,7 @@ from pistage.master import reads
 from pistage.master.api import http
 from pistage.master.api.context import Context
 from pistage.master.api.leading import forward, freshness
+from pistage.owning import in_a_thread, seen_through
 
 
 class _Asked(BaseModel):
@@ -85,9 +86,10 @@ class ClusterRoutes:
                 None, context.snapshots.copy, context.replica.reader.path
             )
             try:
-                copy = await asyncio.shield(copying)
-            except asyncio.CancelledError:  # the client hung up; the thread goes on, and what it makes is to be closed
-                copying.add_done_callback(lambda done: done.exception() or done.result().close())
+                copy = await seen_through(copying)  # also when the client hangs up: one copy at a time
+            except asyncio.CancelledError:
+                if not copying.cancelled() and copying.exception() is None:
+                    asyncio.get_running_loop().run_in_executor(None, copying.result().close)
                 raise
         try:
             size = copy.seek(0, 2)
@@ -97,7 +99,7 @@ class ClusterRoutes:
             response.content_length = size + hashlib.sha256().digest_size
             await response.prepare(request)
             digest = hashlib.sha256()
-            while piece := await asyncio.to_thread(_next_piece, copy, digest):
+            while piece := await in_a_thread(_next_piece, copy, digest):
                 await response.write(piece)
             await response.write(digest.digest())
             await response.write_eof()

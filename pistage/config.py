@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pistage.errors import Code, PistageError
 
@@ -24,7 +25,12 @@ _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d)")
 
 
 def _as_list(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """Of a flag or a variable: "a, b", also in the brackets that it has in a file."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    text = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _as_mapping(value: object) -> object:
@@ -69,6 +75,13 @@ def _as_document(value: object) -> object:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
 
 
+def _as_url(value: str) -> str:
+    parts = urlsplit(value)  # ValueError for a host that is none
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected http://HOST/PATH or https://HOST/PATH")
+    return value
+
+
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_words)]
 Endings = Annotated[tuple[Annotated[str, Field(pattern=r"^\.?[A-Za-z0-9]{1,10}$")], ...], BeforeValidator(_as_list)]
@@ -96,7 +109,7 @@ class Interpreter(_Section):
 
     command: Words | None = None
     packages: Path | None = None
-    index: str | None = Field(None, max_length=500)
+    index: Annotated[str, AfterValidator(_as_url)] | None = Field(None, max_length=500)
 
 
 class MasterConfig(_Section):

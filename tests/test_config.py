@@ -26,7 +26,7 @@ def test_labels_and_lists_read_the_same_from_text_and_from_yaml(tmp_path: Path) 
     file = tmp_path / "agent.yaml"
     file.write_text("labels: {gpu: true, zone: a}\nmasters: [http://a, http://b]\nmemory: 1.5Gi\n")
     from_file = load(AgentConfig, environ={}, file=file).settings
-    environ = {"PISTAGE_LABELS": "gpu, zone=a", "PISTAGE_MASTERS": "http://a, http://b", "PISTAGE_MEMORY": "1536m"}
+    environ = {"PISTAGE_LABELS": "gpu, zone=a", "PISTAGE_MASTERS": "[http://a, http://b]", "PISTAGE_MEMORY": "1536m"}
     assert load(AgentConfig, environ=environ).settings == from_file
 
 
@@ -55,6 +55,12 @@ def test_languages_that_are_none_are_refused_with_the_place(text: str, message: 
     with pytest.raises(PistageError) as caught:
         load(MasterConfig, environ={"PISTAGE_LANGUAGES": text})
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize("index", ["http://[bad/x", "pypi.example.org/simple", "ftp://a/b", "https://"])
+def test_an_index_that_is_no_url_is_refused_with_the_place(index: str) -> None:
+    with pytest.raises(PistageError, match=r"languages\.python\.index"):
+        load(AgentConfig, environ={"PISTAGE_LANGUAGES": f"{{python: {{index: '{index}'}}}}"})
 
 
 def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:

@@ -33,6 +33,15 @@ class Connection:
     is_embedded: bool = False
     orphaned: asyncio.Event = field(default_factory=asyncio.Event)  # the verb that was the cluster has ended
 
+    def refuse_unless_it_stays(self, what: str) -> None:
+        """PistageError `usage` for what would end with the cluster of this command."""
+        if self.is_embedded:
+            raise PistageError(
+                Code.USAGE,
+                f"{what}, and the cluster of this command ends with it",
+                hint="start `pistage dev`, which stays, or name a cluster with --server",
+            )
+
 
 @asynccontextmanager
 async def connect(

@@ -50,7 +50,7 @@ def list_schedules(*, fmt: str, config: Config[ClientConfig]) -> None:
         "SCHEDULE": lambda one: str(one["name"]),
         "CRON": lambda one: str(one["cron"]),
         "ZONE": lambda one: str(one["timezone"]),
-        "RUNS": lambda one: str(one["action"] or one["definition"]),
+        "RUNS": lambda one: str(one["action"] or one["definition"] or "a definition"),
         "NEXT": _next_cell,
         "LAST": lambda one: "-" if one["last"] is None else _told(one["last"]),
     }
@@ -89,23 +89,24 @@ def add_schedule(
 
     async def put() -> Schedule:
         async with connect(config) as connection:
+            connection.refuse_unless_it_stays(f"{name} is to run by a schedule")
             with documents.named(target):
                 return await connection.client.put_schedule(name, body | {"schedule": schedule})
 
     made = groups.run(put())
     for finding in made.get("warnings") or []:
         output.say(findings.line(finding, target), fg="yellow")
-    say_set([made], target)
+    say_set([made], target if not (parameters or paused) else None)
 
 
-def say_set(schedules: Sequence[Schedule], target: str) -> None:
-    """Tell of schedules that were set, and when each fires next."""
+def say_set(schedules: Sequence[Schedule], target: str | None) -> None:
+    """Tell of schedules that were set, when each fires next, and how `target` is run now, if as it is."""
     for one in schedules:
         upcoming = one["next"]
         first = f"next {second_of(upcoming[0])}" if upcoming else "it does not fire" + _why_not(one)
         output.say(f"schedule {one['name']}: {one['cron']} in {one['timezone']}, {first}")
         click.echo(one["name"])
-    if schedules:
+    if schedules and target is not None:
         output.say(f"run it at once: pistage run --now {shlex.quote(target)}")
 
 
@@ -159,7 +160,7 @@ def next_times(*, subject: str, timezone: str, count: int, config: Config[Client
 
     An expression has 5 to 7 fields or begins with @, and needs no server.
     """
-    if subject.startswith("@") or len(subject.split()) in _FIELDS:
+    if subject.startswith("@") or "*" in subject or len(subject.split()) in _FIELDS:
         times, zone = _times_of(subject, timezone, count), timezone
     else:
 
@@ -172,6 +173,9 @@ def next_times(*, subject: str, timezone: str, count: int, config: Config[Client
         if not times:
             output.say(f"{subject} does not fire{_why_not(schedule)}")
             return
+    if not times:
+        output.say(f"{subject} does not fire: no time is left")
+        return
     rows = [[_local(at, zone), at.strftime("%Y-%m-%d %H:%M:%S UTC")] for at in times]
     output.print_table([zone, "UTC"], rows)
 
@@ -208,7 +212,7 @@ def show_history(*, name: str, count: int, fmt: str, config: Config[ClientConfig
         "UNTIL": lambda one: "-" if one["until"] == one["nominal"] else second_of(one["until"]),
         "TIMES": lambda one: "many" if one["count"] is None else str(one["count"]),
         "OUTCOME": lambda one: str(one["outcome"]),
-        "RUN": lambda one: "-" if one["run"] is None else f"{one['run']['name']}#{one['run']['number']}",
+        "RUN": lambda one: "-" if one["run"] is None else _run_told(one["run"]),
         "REASON": lambda one: str(one["reason"]) or "-",
     }
     output.print_items(cast("list[dict[str, Any]]", groups.run(fetch())["items"]), columns, fmt=fmt, name="nominal")
@@ -224,8 +228,11 @@ def _why_not(one: Any) -> str:
 
 def _told(fire: Any) -> str:
     run = fire["run"]
-    what = str(fire["outcome"]) if run is None else f"{run['name']}#{run['number']} {run['state']}"
-    return f"{second_of(fire['nominal'])} {what}"
+    return f"{second_of(fire['nominal'])} {fire['outcome'] if run is None else _run_told(run)}"
+
+
+def _run_told(run: Any) -> str:
+    return f"{run['name']}#{run['number']} {run['state']}"
 
 
 def _parsed(text: str) -> datetime:

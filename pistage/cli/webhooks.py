@@ -102,6 +102,7 @@ def add_webhook(
 
     async def put() -> tuple[Webhook, str | None]:
         async with connect(config) as connection:
+            connection.refuse_unless_it_stays(f"{name} is to be called from outside")
             # Made here, so that it is not lost with an answer that is.
             made = None
             if secret_file is None and not await _is_there(connection, name):

@@ -113,7 +113,7 @@ class Schedule(TypedDict, total=False):
     """A schedule: what it runs and when, its next times, and what became of its last one."""
 
     name: str
-    definition: str
+    definition: str | None
     action: str | None
     cron: str
     timezone: str

@@ -126,6 +126,15 @@ async def test_a_language_that_the_agent_lacks_is_refused(master: FakeMaster, st
     assert "no interpreter for cobol" in end.result.reason
 
 
+@pytest.mark.parametrize(("runtime", "installs"), [("sandbox", {"sh"}), ("host", {"sh", "shell"})])
+async def test_an_agent_says_for_which_of_them_it_can_install_requirements(
+    master: FakeMaster, start_agent: StartAgent, tmp_path: Path, runtime: str, installs: set[str]
+) -> None:
+    await start_agent(runtime, languages={"shell": {"command": ["/bin/sh"]}, "sh": {"packages": str(tmp_path)}})
+    await master.run(task(program("true", language="sh")))
+    assert set(info_of(master).installs) & {"sh", "shell"} == installs
+
+
 async def test_an_agent_says_which_interpreters_it_has(master: FakeMaster, start_agent: StartAgent) -> None:
     await start_agent("sandbox", languages={"shell": {"command": ["/bin/sh", "-x"]}, "node": {"command": ["/no/node"]}})
     languages = info_of(master).languages

@@ -78,6 +78,7 @@ def test_one_is_set_by_hand_with_all_that_can_be_said(
     told = capsys.readouterr()
     assert told.out == "night\n"
     assert "schedule night: 30 2 * * * in Europe/Berlin, next 2026-11-23 01:30:00Z" in told.err
+    assert "run it at once" not in told.err  # not with what it is given
 
 
 @pytest.mark.parametrize(("verb", "method", "path"), [
@@ -117,7 +118,13 @@ def test_the_next_times_of_an_expression_need_no_server(
     assert master.requests == []
 
 
-@pytest.mark.parametrize("asked", [["61 * * * *"], ["@dayly"], ["* * * * *", "--timezone", "Mars"]])
+def test_an_expression_without_a_time_to_come_is_told_of(pistage: Pistage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pistage("cron", "next", "0 0 0 1 1 ? 2020") == 0
+    told = capsys.readouterr()
+    assert (told.out, "no time is left" in told.err) == ("", True)
+
+
+@pytest.mark.parametrize("asked", [["61 * * * *"], ["* * *"], ["@dayly"], ["* * * * *", "--timezone", "Mars"]])
 def test_an_expression_that_is_wrong_is_told_of(
     pistage: Pistage, capsys: pytest.CaptureFixture[str], asked: list[str]
 ) -> None:
@@ -128,8 +135,8 @@ def test_an_expression_that_is_wrong_is_told_of(
 def test_the_history_says_what_became_of_each_time(pistage: Pistage, capsys: pytest.CaptureFixture[str]) -> None:
     assert pistage("cron", "history", "night") == 0
     _, ran, missed = capsys.readouterr().out.splitlines()
-    assert ran.split() == ["2026-11-22", "01:30:00Z", "-", "1", "ran", "demo#1", "-"]
-    assert missed.endswith("many   missed   -       no leader, catch_up none")
+    assert ran.split() == ["2026-11-22", "01:30:00Z", "-", "1", "ran", "demo#1", "succeeded", "-"]
+    assert missed.split()[-6:] == ["missed", "-", "no", "leader,", "catch_up", "none"]
 
 
 def test_run_sets_what_has_a_schedule_and_says_so(
@@ -152,3 +159,18 @@ def test_a_cluster_that_ends_with_the_command_takes_no_schedule(
     file.write_text(TEXT, encoding="utf-8")
     assert execute(["run", "--runtime", "host", str(file)]) == 2
     assert "pistage run --now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["cron", "add", "x", "FILE", "--cron", "@daily"], ["webhook", "add", "x", "FILE"]])
+def test_what_would_end_with_the_cluster_of_the_command_is_not_set(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "night.yaml"
+    file.write_text(TEXT.replace("schedule: '30 2 * * *'\n", ""), encoding="utf-8")
+    assert execute(["run", "--runtime", "host", str(file)]) == 0
+    capsys.readouterr()
+    assert execute([str(file) if word == "FILE" else word for word in verb]) == 2
+    told = capsys.readouterr()
+    assert (told.out, "the cluster of this command ends with it" in told.err) == ("", True)
+    assert "pistage dev" in told.err

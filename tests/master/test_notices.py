@@ -213,6 +213,7 @@ async def test_no_address_of_this_machine_or_its_network_is_reached_unless_it_is
         for url in (receiver.url, "http://169.254.169.254/", "http://[::1]/", "http://10.0.0.1/", "http://0.0.0.0/"):
             status, refused = await api.call("PUT", "/api/v1/notices/ops", json={"url": url})
             assert status == 422 and "notice_allow" in refused["detail"], url
+            assert refused["detail"].startswith("url: its host is "), url
         port = receiver.url.rpartition(":")[2]
         text = f"{HELLO_YAML}\nnotify: ['{receiver.url}', 'http://localhost:{port}/', 'http://[::ffff:127.0.0.1]:{port}/']\n"
         told = await settled(api, await a_run(api, agent, text, exit_code=1))

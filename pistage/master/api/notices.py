@@ -96,11 +96,13 @@ class NoticeRoutes:
             return http.answer(_view(await _required(snapshot, project, name)))
 
     def _refuse_bad(self, receiver: Receiver) -> None:
-        url = problem_of_url(receiver.url) or self._context.outward.problem_of(receiver.url)
+        url = problem_of_url(receiver.url)
+        address = self._context.outward.problem_of(receiver.url) if url is None else None
         body = problem_of_body(receiver.body) if receiver.body else None
         names = [problem for one in receiver.pipelines or () if (problem := problem_of_name(one)) is not None]
         problems = {
             "url: it": url,
+            "url:": address,
             "body: it": body,
             "headers:": problem_of_headers(receiver.headers),
             "secret:": problem_of_secret(receiver.secret),

@@ -87,7 +87,7 @@ class ScheduleRoutes:
             )
         command = PutSchedules(
             at=wire.now_ms(), project=project, owner=context.owner_of(request), since=wire.now_ms(),
-            definition=f"{name} (by hand)",
+            definition=f"{name}{_BY_HAND}",
             schedules=(NewSchedule(id=wire.new_id(), name=name, schedule=schedule),),
             source=asked.definition or "", action=asked.action, start_node=asked.start_node,
         )  # fmt: skip
@@ -167,7 +167,7 @@ class ScheduleRoutes:
             "id": row["id"],
             "name": row["name"],
             "project": row["project"],
-            "definition": row["definition"],
+            "definition": None if row["definition"].endswith(_BY_HAND) else row["definition"],
             "action": row["action"],
             "start_node": row["start_node"],
             "owner": row["owner"],
@@ -203,6 +203,8 @@ class ScheduleRoutes:
         return times
 
 
+#: Of a schedule that no document asked for: its own name stands where theirs has that of the definition.
+_BY_HAND: Final = " (by hand)"
 _SCHEDULES: Final = """
 SELECT id, project, name, definition, owner, is_enabled, paused_reason, decided_until, created_at, at, spec, action,
   start_node FROM schedule

@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+from typing import Any
 
 import pytest
 
@@ -29,11 +30,11 @@ def steps_of(plan: Plan) -> list[Step]:
     return [step for task in plan.tasks for step in task.steps()]
 
 
-def why_not(plan: Plan, *runtimes: str, languages: tuple[str, ...] = (), ignores_images: bool = False) -> list[str]:
+def why_not(plan: Plan, *runtimes: str, **said: Any) -> list[str]:
     """What keeps the plan's first task from such an agent."""
     info = AgentInfo(
-        id="a", name="a", incarnation="1", version="1", runtimes=runtimes, languages=languages,
-        capacity=Capacity(cpus_milli=1, memory_bytes=1), ignores_images=ignores_images,
+        id="a", name="a", incarnation="1", version="1", runtimes=runtimes,
+        capacity=Capacity(cpus_milli=1, memory_bytes=1), **said,
     )  # fmt: skip
     return list(mismatches(read(demands_of(plan)[0]), info))
 
@@ -89,6 +90,15 @@ def test_a_group_of_scripts_alone_can_do_without_its_image() -> None:
     assert why_not(plan, "sandbox", languages=("python", "sh")) == []
     assert why_not(plan, "sandbox", languages=("sh",)) == ["has no interpreter for python"]
     assert why_not(plan, "host") == ["has no interpreter for python", "has no interpreter for sh"]
+
+
+def test_what_it_requires_is_for_agents_that_can_install_it() -> None:
+    plan = plan_of(
+        "name: a\nuses: {main: [{script: x, language: python, requirements: [six]}, {script: y, language: sh}]}\n"
+    )
+    languages = ("python", "sh")
+    assert why_not(plan, "docker") == why_not(plan, "host", languages=languages, installs=languages) == []
+    assert why_not(plan, "sandbox", languages=languages) == ["cannot install what a script in python requires"]
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ class Master(led.Master):
         super().__init__(group)
         self.service = Schedules(self, self, refuse_unless_space=lambda: None, now_ms=group.now_ms)  # type: ignore[arg-type]
 
-    async def plan(self, submission: Any, project: str) -> tuple[Any, str]:
+    async def plan_unattended(self, submission: Any, project: str) -> tuple[Any, str] | PistageError:
         if submission.action is not None:
-            raise PistageError(Code.NOT_FOUND, "no action 'x'")
+            return PistageError(Code.NOT_FOUND, "no action 'x'")
         return SimpleNamespace(plan=a_plan(name="night")), submission.text
 
 
@@ -99,6 +99,19 @@ def decided(group: Group, name: str, expected: list[int]) -> Counter[str]:
     assert runs == {}
     assert found == expected
     return outcomes
+
+
+def test_minutes_are_decided_in_simulated_time(group_of: Callable[[int, int], Group]) -> None:
+    begin = instant("2026-10-24T22:00")
+    group = group_of(0, begin)
+    group.is_deadly = False
+    group.put("each", Schedule(cron="* * * * *", overlap=Overlap.QUEUE))
+    group.put("without its action", Schedule(cron="* * * * *"), action="x")
+    group.elect()
+    group.loop.run_until(200)
+    minutes = [begin + number * MINUTE for number in (1, 2, 3)]
+    assert decided(group, "each", minutes) == {"ran": 3}
+    assert decided(group, "without its action", minutes) == {"failed": 3}
 
 
 @pytest.mark.slow

@@ -204,9 +204,10 @@ def _put(url: str, name: str, paths: Sequence[Path]) -> bool:
         for path in paths:
             archive.put(f"{name}/{path.name}", path)
     except (FileNotFoundError, PistageError):
+        with contextlib.suppress(PistageError):
+            archive.delete_below(name)  # the place of this try, where nobody reads
         if paths[0].parent.exists() and all(path.exists() for path in paths):
             raise
-        archive.delete_below(name)
         return False
     return True
 

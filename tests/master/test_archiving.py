@@ -259,12 +259,13 @@ async def test_what_a_former_leader_is_still_storing_takes_nothing_from_what_the
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     put, delete_below = Archive.put, Archive.delete_below
-    is_stuck, go_on, is_through = threading.Event(), threading.Event(), threading.Event()
+    is_stuck, go_on, is_through, stuck = threading.Event(), threading.Event(), threading.Event(), set[int]()
 
     def slow_put(self: Archive, name: str, path: Path) -> None:
         if is_stuck.is_set():
             put(self, name, path)
             return
+        stuck.add(threading.get_ident())
         is_stuck.set()
         assert go_on.wait(30)
         if end == "times out":
@@ -273,7 +274,8 @@ async def test_what_a_former_leader_is_still_storing_takes_nothing_from_what_the
 
     def told_delete(self: Archive, name: str) -> int:
         deleted = delete_below(self, name)
-        is_through.set()
+        if threading.get_ident() in stuck and go_on.is_set():
+            is_through.set()
         return deleted
 
     monkeypatch.setattr(Archive, "put", slow_put)

@@ -41,7 +41,7 @@ class _Summed(sqlite3.Connection):
     can be made anew at the next start; but those of before would call every page damaged that was moved.
     """
 
-    outdated: Path | None = None
+    sums_path: Path | None = None  # none once a checkpoint of ours was the last thing that happened to the file
 
     def close(self) -> None:
         self._drop_sums()
@@ -51,8 +51,9 @@ class _Summed(sqlite3.Connection):
         self._drop_sums()
 
     def _drop_sums(self) -> None:
-        if self.outdated is not None:
-            self.outdated.unlink(missing_ok=True)
+        if self.sums_path is not None:
+            self.sums_path.unlink(missing_ok=True)
+            self.sums_path = None  # what stands there later is another connection's
 
 
 def opened_to_look(path: Path) -> sqlite3.Connection:
@@ -95,7 +96,7 @@ class PageSums:
             self.path, timeout=timeout_s, isolation_level=None, check_same_thread=False,
             cached_statements=cached_statements, factory=_Summed,
         )  # fmt: skip
-        db.outdated = self._sums_path
+        db.sums_path = self._sums_path
         return db
 
     def checkpoint(self, db: sqlite3.Connection, mark: int) -> bool:
@@ -144,7 +145,7 @@ class PageSums:
         except (OSError, sqlite3.OperationalError):  # a full disk
             is_done = False
         if is_done and isinstance(db, _Summed):
-            db.outdated = None
+            db.sums_path = None
         db.close()
 
     def _sync_log(self) -> None:

@@ -1,5 +1,6 @@
 """The log on disk: what was durable is there, and what is not as it was written is found."""
 
+import errno
 import gc
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 
 from pistage import raft
 from pistage.errors import PistageError
-from pistage.master.checksums import DamagedError
+from pistage.master.checksums import DamagedError, PageSums
 from pistage.master.store import DurableLog
 from tests.master.fakes import a_log, write
 
@@ -101,6 +102,25 @@ def test_a_log_that_is_let_go_of_without_being_closed_is_whole_at_the_next_start
         assert store.last_index == 50
         store.close()
     assert (killed / "raft.db-sums").exists()
+
+
+def test_one_that_was_closed_on_a_full_disk_takes_no_sums_that_are_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = a_log(tmp_path)
+    write(former, entries(1, 3))
+
+    def is_full(sums: PageSums, db: sqlite3.Connection, mark: int) -> bool:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PageSums, "checkpoint", is_full)
+        former.close()
+    assert not (tmp_path / "raft.db-sums").exists()
+    reopened(tmp_path).close()
+    del former
+    gc.collect()
+    assert (tmp_path / "raft.db-sums").exists()
 
 
 def test_what_another_version_has_written_is_no_damage(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,11 @@ async def running(*services: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         raise block_error
 
 
-async def seen_through(work: asyncio.Future[T]) -> T:
+async def seen_through(work: asyncio.Future[T], *, unwanted: Callable[[T], object] | None = None) -> T:
     """The result of a thread's work, whose end is waited for also by who is cancelled: no thread can be.
 
-    What it uses may be closed, removed or used by others from then on. A result that has to be closed is the caller's
-    to close in that case, too: `work` still has it.
+    What it uses may be closed, removed or used by others from then on. A result that nobody is there to take is given
+    to `unwanted`.
     """
     try:
         return await asyncio.shield(work)
@@ -45,8 +45,8 @@ async def seen_through(work: asyncio.Future[T]) -> T:
         while not work.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # nobody is there to hear of it
+        if not work.cancelled() and work.exception() is None and unwanted is not None:
+            unwanted(work.result())
         raise
 
 

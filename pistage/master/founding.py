@@ -125,12 +125,7 @@ async def open_log(founder: Founder) -> DurableLog:
     # From here on this id may have voted: it is never taken up again without the log.
     candidacy.unlink(missing_ok=True)
     opening = asyncio.get_running_loop().run_in_executor(None, DurableLog, path)
-    try:
-        return await seen_through(opening)
-    except asyncio.CancelledError:
-        if not opening.cancelled() and opening.exception() is None:
-            opening.result().close()
-        raise
+    return await seen_through(opening, unwanted=DurableLog.close)
 
 
 async def _founded(founder: Founder, candidacy: Path) -> Identity:

@@ -82,15 +82,10 @@ class ClusterRoutes:
         context = self._context
         context.refuse_unless_space()
         async with self._copying:
-            copying = asyncio.get_running_loop().run_in_executor(
-                None, context.snapshots.copy, context.replica.reader.path
-            )
-            try:
-                copy = await seen_through(copying)  # also when the client hangs up: one copy at a time
-            except asyncio.CancelledError:
-                if not copying.cancelled() and copying.exception() is None:
-                    asyncio.get_running_loop().run_in_executor(None, copying.result().close)
-                raise
+            loop = asyncio.get_running_loop()
+            copying = loop.run_in_executor(None, context.snapshots.copy, context.replica.reader.path)
+            # Also when the client hangs up: one copy at a time.
+            copy = await seen_through(copying, unwanted=lambda copy: loop.run_in_executor(None, copy.close))
         try:
             size = copy.seek(0, 2)
             copy.seek(0)
@@ -105,7 +100,7 @@ class ClusterRoutes:
             await response.write_eof()
         finally:
             # Frees the space, and that takes a while; not waited for, so that nobody who hangs up can keep it from it.
-            asyncio.get_running_loop().run_in_executor(None, copy.close)
+            loop.run_in_executor(None, copy.close)
         return response
 
     async def transfer(self, request: web.Request) -> web.Response:

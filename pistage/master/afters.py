@@ -13,6 +13,7 @@ from pistage import wire
 from pistage.core import codec, limits
 from pistage.core.commands_of_triggers import AfterFire, FireAfters
 from pistage.core.machine import Outcome
+from pistage.core.machine.endings import UNREADABLE
 from pistage.core.plan import Plan
 from pistage.core.triggers.settings import AfterRule
 from pistage.errors import Code, PistageError
@@ -36,7 +37,7 @@ class _Due:
     fence: int
     project: str
     definition: str
-    rule: AfterRule | PistageError  # why it cannot be read
+    rule: AfterRule | None  # none that can be read
     runs: tuple[str, ...]  # that have ended, the first one first
 
 
@@ -79,7 +80,7 @@ class Afters:
             found = []
             for after_id, ended in runs.items():
                 (row,) = await snapshot.rows(_RULE, (after_id,))
-                rule = _rule_in(row["spec"])
+                rule: AfterRule | None = codec.readable(AfterRule, row["spec"])
                 found.append(
                     _Due(after_id, row["fence"], row["project"], row["definition"], rule, tuple(ended))
                 )  # fmt: skip
@@ -107,8 +108,8 @@ class Afters:
 
     async def _plan(self, due: _Due) -> Plan | PistageError:
         """What each of them is to execute, or why nothing can be."""
-        if isinstance(due.rule, PistageError):
-            return due.rule
+        if due.rule is None:
+            return PistageError(Code.INTERNAL, UNREADABLE)
         async with self._replica.reader.single() as snapshot:
             source = str(await snapshot.value("SELECT source FROM after_rule WHERE id = ?", (due.after_id,)) or "")
         submission = Submission(source, None, dict(due.rule.parameters))
@@ -118,14 +119,6 @@ class Afters:
     async def _propose(self, command: FireAfters, runs: Sequence[str]) -> None:
         fires = tuple(AfterFire(after_run=run_id, run_id=wire.new_id()) for run_id in runs)
         await self._replica.propose(replace(command, fires=fires))
-
-
-def _rule_in(spec: str) -> AfterRule | PistageError:
-    try:
-        rule: AfterRule = codec.from_json(AfterRule, spec)
-    except PistageError as error:
-        return error
-    return rule
 
 
 _DUE_RUNS: Final = "SELECT after_id, run_id FROM after_due WHERE outcome = '' ORDER BY at, run_id, after_id LIMIT ?"

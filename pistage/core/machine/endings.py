@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pistage.core import codec, limits
 from pistage.core.machine.outcome import Turn
 from pistage.core.model import State, Trigger
@@ -14,6 +16,8 @@ JOIN after_pipeline ON after_pipeline.project = run.project AND after_pipeline.p
 JOIN after_rule ON after_rule.id = after_pipeline.after_id
 WHERE run.id = ? ORDER BY after_rule.id
 """
+#: Why nothing comes after a run of which, or of whose follower, no more can be said.
+UNREADABLE: Final = "what the state says of it cannot be read"
 _NOTE = "INSERT INTO after_due (after_id, run_id, at, depth, outcome, made_run_id, reason) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -28,7 +32,7 @@ def note_end(turn: Turn, run_id: str) -> None:
         trigger: Trigger | None = codec.readable(Trigger, started_by)
         depth, outcome, reason = 0, "", ""
         if rule is None or trigger is None:
-            outcome, reason = "failed", "what the state says of it cannot be read"
+            outcome, reason = "failed", UNREADABLE
         elif not any(after.pipeline == name and after.is_met_by(State(state)) for after in rule.afters):
             continue
         elif (depth := trigger.depth + 1) > limits.AFTER_DEPTH_MAX:

@@ -75,7 +75,7 @@ def _as_document(value: object) -> object:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
 
 
-def _as_url(value: str) -> str:
+def _checked_url(value: str) -> str:
     parts = urlsplit(value)  # ValueError for a host that is none
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("expected http://HOST/PATH or https://HOST/PATH")
@@ -109,7 +109,7 @@ class Interpreter(_Section):
 
     command: Words | None = None
     packages: Path | None = None
-    index: Annotated[str, AfterValidator(_as_url)] | None = Field(None, max_length=500)
+    index: Annotated[str, AfterValidator(_checked_url)] | None = Field(None, max_length=500)
 
 
 class MasterConfig(_Section):

@@ -18,6 +18,7 @@ from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
 
 _FIELDS = range(5, 8)  # of an expression
+_NO_TIME = ": no time is left"
 
 
 @click.group("cron", short_help="Run definitions and actions by schedules.")
@@ -161,7 +162,7 @@ def next_times(*, subject: str, timezone: str, count: int, config: Config[Client
     An expression has 5 to 7 fields or begins with @, and needs no server.
     """
     if subject.startswith("@") or "*" in subject or len(subject.split()) in _FIELDS:
-        times, zone = _times_of(subject, timezone, count), timezone
+        times, zone, why = _times_of(subject, timezone, count), timezone, _NO_TIME
     else:
 
         async def fetch() -> Schedule:
@@ -170,11 +171,9 @@ def next_times(*, subject: str, timezone: str, count: int, config: Config[Client
 
         schedule = groups.run(fetch())
         times, zone = [_parsed(text) for text in schedule["next"]], schedule["timezone"]
-        if not times:
-            output.say(f"{subject} does not fire{_why_not(schedule)}")
-            return
+        why = _why_not(schedule)
     if not times:
-        output.say(f"{subject} does not fire: no time is left")
+        output.say(f"{subject} does not fire{why}")
         return
     rows = [[_local(at, zone), at.strftime("%Y-%m-%d %H:%M:%S UTC")] for at in times]
     output.print_table([zone, "UTC"], rows)
@@ -223,7 +222,7 @@ def _next_cell(one: Any) -> str:
 
 
 def _why_not(one: Any) -> str:
-    return f": {one['paused_reason'] or 'it is paused'}" if not one["is_enabled"] else ": no time is left"
+    return f": {one['paused_reason'] or 'it is paused'}" if not one["is_enabled"] else _NO_TIME
 
 
 def _told(fire: Any) -> str:

@@ -33,7 +33,7 @@ _LOOK_EVERY_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A run with output here that has ended, `finished_at` milliseconds UTC; `url` is "" until it is archived."""
+    """A run with output here that has ended, `finished_at` milliseconds UTC; until it is archived the rest is ""."""
 
     run_id: str
     finished_at: int

@@ -203,8 +203,9 @@ class ScheduleRoutes:
         return times
 
 
-#: Of a schedule that no document asked for: its own name stands where theirs has that of the definition.
-_BY_HAND: Final = " (by hand)"
+#: Of a schedule that no document asked for: its own name stands where theirs has that of the definition, with this
+#: behind it, which ends in a blank as no name of a definition does.
+_BY_HAND: Final = " (by hand) "
 _SCHEDULES: Final = """
 SELECT id, project, name, definition, owner, is_enabled, paused_reason, decided_until, created_at, at, spec, action,
   start_node FROM schedule

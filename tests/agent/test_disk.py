@@ -260,7 +260,7 @@ async def test_an_assignment_that_is_repeated_after_its_end_is_not_executed_agai
     assign = await master.assign(task(script(f"echo ran >>{tmp_path / 'ran'}")))
     await master.finished(assign)
     await until(lambda: not agent._entries)
-    assert not agent._runtime._places  # type: ignore[attr-defined]
+    assert not agent._runtime._premises.places  # type: ignore[attr-defined]
     await master.send(assign)
     assert (await master.run(task(script("true")))).result.state is State.SUCCEEDED
     assert (tmp_path / "ran").read_text() == "ran\n"

@@ -12,13 +12,7 @@ from pathlib import Path
 from pistage.agent.gpus import Gpu, GpuPool, found_below
 from pistage.agent.interpreters import Interpreters
 from pistage.agent.runtimes.base import Command, Notebook, Place
-from pistage.agent.runtimes.process import (
-    PATH,
-    ChildProcess,
-    Launch,
-    argv_of,
-    started_at,
-)
+from pistage.agent.runtimes.process import PATH, ChildProcess, Launch, argv_of, started_at
 from pistage.agent.runtimes.process_place import ProcessPlace, ProcessRuntime
 from pistage.config import AgentConfig
 from pistage.core.plan import Context
@@ -45,10 +39,7 @@ class HostRuntime(ProcessRuntime):
 
     def place(self, assign: Assign, notebook: Notebook, gpus: GpuPool) -> Place:
         """See `Runtime`."""
-        return HostPlace(
-            self._root, assign, notebook, gpus,
-            ignores_images=self._settings.ignore_images, places=self._places, programs=self._programs,
-        )  # fmt: skip
+        return HostPlace(self._premises, assign, notebook, gpus)
 
     async def release(self, run_id: str) -> None:
         """See `Runtime`: runs have nothing here."""

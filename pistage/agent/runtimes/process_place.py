@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pistage.agent.gpus import GpuPool
@@ -19,6 +20,16 @@ from pistage.core.plan import Context, FailureClass
 from pistage.wire import Assign
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Premises:
+    """What the attempts of a runtime share: where their directories are, who of them is there, and its scripts."""
+
+    root: Path
+    ignores_images: bool
+    places: set[ProcessPlace]
+    programs: ProcessPrograms
+
+
 class ProcessRuntime:
     """Processes in directories of the agent. They cannot be found again by their output, so they end with the agent."""
 
@@ -27,8 +38,10 @@ class ProcessRuntime:
     def __init__(self, settings: AgentConfig, interpreters: Interpreters, *, is_walled: bool) -> None:
         self._settings = settings
         self._root = settings.data_dir / "workspaces"
-        self._places: set[ProcessPlace] = set()
         self._programs = ProcessPrograms(settings, interpreters, is_walled=is_walled)
+        self._premises = Premises(
+            root=self._root, ignores_images=settings.ignore_images, places=set(), programs=self._programs
+        )
 
     async def open(self, chores: asyncio.TaskGroup) -> None:
         """See `Runtime`."""
@@ -36,7 +49,7 @@ class ProcessRuntime:
 
     async def close(self) -> None:
         """See `Runtime`."""
-        for place in list(self._places):
+        for place in list(self._premises.places):
             await place.kill()
 
     def languages(self) -> tuple[str, ...]:
@@ -56,28 +69,16 @@ class ProcessRuntime:
 
 
 class ProcessPlace(ABC):
-    """An attempt's directories, one for each context, and its processes. It is one of `places` until it is closed."""
+    """An attempt's directories, one for each context, and its processes. One of the `places` until it is closed."""
 
-    def __init__(
-        self,
-        root: Path,
-        assign: Assign,
-        notebook: Notebook,
-        gpus: GpuPool,
-        *,
-        ignores_images: bool,
-        places: set[ProcessPlace],
-        programs: ProcessPrograms,
-    ) -> None:
+    def __init__(self, premises: Premises, assign: Assign, notebook: Notebook, gpus: GpuPool) -> None:
+        self._premises = premises
         self._gpus = AttemptGpus(gpus, assign.attempt_id, notebook)
         self._assign = assign
         self._notebook = notebook
-        self._ignores_images = ignores_images
         assert ids.is_id(assign.attempt_id), "the directory is named by an id of ours"
-        self._root = root / assign.attempt_id
-        self._places = places
-        places.add(self)
-        self._programs = programs
+        self._root = premises.root / assign.attempt_id
+        premises.places.add(self)
         self._children: list[ChildProcess] = []
 
     @abstractmethod
@@ -103,7 +104,7 @@ class ProcessPlace(ABC):
     def _image_refusal(self) -> str | None:
         task = self._assign.task
         image = next((context.image for context in task.contexts if task.needs_image(context)), None)
-        if image is None or self._ignores_images:
+        if image is None or self._premises.ignores_images:
             return None
         return f"this agent runs no containers, so it cannot run {image}; it can ignore images: set ignore_images"
 
@@ -122,7 +123,7 @@ class ProcessPlace(ABC):
             for path in (self._root, directory, directory / "workspace", directory / "tmp"):
                 path.mkdir(exist_ok=True)
             if command.program is not None:
-                command = await self._programs.readied(
+                command = await self._premises.programs.readied(
                     command, command.program, directory, holder=self._assign.attempt_id, start=self.start_installer
                 )
             self._notebook.write(note, [0, 0])  # never twice, whatever happens from here on
@@ -149,8 +150,8 @@ class ProcessPlace(ABC):
         if not self._is_removed_as_empty():
             await asyncio.to_thread(remove_tree, self._root)
         self._gpus.give_all_back()
-        self._programs.let_go(self._assign.attempt_id)
-        self._places.discard(self)
+        self._premises.programs.let_go(self._assign.attempt_id)
+        self._premises.places.discard(self)
 
     def _is_removed_as_empty(self) -> bool:
         """Steps that left no file behind leave directories that cost less to remove than to ask a thread to do it."""

@@ -18,16 +18,8 @@ from pistage.agent.gpus import Gpu, GpuPool
 from pistage.agent.interpreters import Interpreters
 from pistage.agent.runtimes.base import Command, Notebook, Place
 from pistage.agent.runtimes.namespaces import SYSTEM, Room, Wrapper, bubblewrapped, unshared
-from pistage.agent.runtimes.process import (
-    PATH,
-    ChildProcess,
-    Launch,
-    argv_of,
-    parent_of,
-    remove_tree,
-)
-from pistage.agent.runtimes.process_place import ProcessPlace, ProcessRuntime
-from pistage.agent.runtimes.process_programs import ProcessPrograms
+from pistage.agent.runtimes.process import PATH, ChildProcess, Launch, argv_of, parent_of, remove_tree
+from pistage.agent.runtimes.process_place import Premises, ProcessPlace, ProcessRuntime
 from pistage.config import AgentConfig
 from pistage.core import ids
 from pistage.core.plan import Context
@@ -65,11 +57,7 @@ class SandboxRuntime(ProcessRuntime):
 
     def place(self, assign: Assign, notebook: Notebook, gpus: GpuPool) -> Place:
         """See `Runtime`."""
-        return SandboxPlace(
-            self._root, assign, notebook, gpus,
-            ignores_images=self._settings.ignore_images, places=self._places, programs=self._programs,
-            wrapper=self._wrapper,
-        )  # fmt: skip
+        return SandboxPlace(self._premises, assign, notebook, gpus, wrapper=self._wrapper)
 
     async def sweep(self, cluster_id: str, attempts: Collection[str], runs: Collection[str]) -> None:
         """See `Runtime`."""
@@ -89,19 +77,10 @@ class SandboxPlace(ProcessPlace):
     """A workspace and a /tmp for each context; a directory for each volume of the run."""
 
     def __init__(
-        self,
-        root: Path,
-        assign: Assign,
-        notebook: Notebook,
-        gpus: GpuPool,
-        *,
-        ignores_images: bool,
-        places: set[ProcessPlace],
-        programs: ProcessPrograms,
-        wrapper: Wrapper,
+        self, premises: Premises, assign: Assign, notebook: Notebook, gpus: GpuPool, *, wrapper: Wrapper
     ) -> None:
-        super().__init__(root, assign, notebook, gpus, ignores_images=ignores_images, places=places, programs=programs)
-        self._volumes = root / _VOLUMES / assign.run_id
+        super().__init__(premises, assign, notebook, gpus)
+        self._volumes = premises.root / _VOLUMES / assign.run_id
         self._wrapper = wrapper
 
     async def start_installer(
@@ -133,7 +112,7 @@ class SandboxPlace(ProcessPlace):
         task = self._assign.task
         contexts = task.contexts
         mounts = [mount for context in contexts for mount in context.mounts]
-        has_networks = any(context.networks for context in contexts) and not self._ignores_images
+        has_networks = any(context.networks for context in contexts) and not self._premises.ignores_images
         yield bool(task.services), "services need containers: a sandbox has no network"
         yield has_networks, "networks need containers: a sandbox has none"
         yield any(mount.kind == "bind" for mount in mounts), "directories of the host are not mounted into a sandbox"

@@ -11,6 +11,7 @@ import click
 from pistage.cli import groups, options, output
 from pistage.cli.connect import connect
 from pistage.cli.moments import second_of
+from pistage.client import all_items
 from pistage.config import ClientConfig, Config
 
 
@@ -27,14 +28,7 @@ def list_afters(*, fmt: str, config: Config[ClientConfig]) -> None:
 
     async def fetch() -> list[dict[str, Any]]:
         async with connect(config) as connection:
-            items: list[dict[str, Any]] = []
-            cursor: str | None = None
-            while cursor is not None or not items:
-                page = await connection.client.fetch_afters(limit=500, cursor=cursor)
-                items += page["items"]
-                if (cursor := page["next"]) is None:
-                    break
-            return items
+            return await all_items(connection.client.fetch_afters)
 
     columns: dict[str, output.Cell] = {
         "DEFINITION": lambda one: str(one["name"]),

@@ -13,7 +13,7 @@ import click
 from pistage.cli import documents, findings, groups, options, output
 from pistage.cli.connect import connect
 from pistage.cli.moments import second_of
-from pistage.client import Page, Schedule
+from pistage.client import Page, Schedule, all_items
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
 
@@ -38,14 +38,7 @@ def list_schedules(*, fmt: str, config: Config[ClientConfig]) -> None:
 
     async def fetch() -> list[dict[str, Any]]:
         async with connect(config) as connection:
-            items: list[dict[str, Any]] = []
-            cursor: str | None = None
-            while cursor is not None or not items:
-                page = await connection.client.fetch_schedules(limit=500, cursor=cursor)
-                items += page["items"]
-                if (cursor := page["next"]) is None:
-                    break
-            return items
+            return await all_items(connection.client.fetch_schedules)
 
     columns: dict[str, output.Cell] = {
         "SCHEDULE": lambda one: str(one["name"]),

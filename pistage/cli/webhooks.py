@@ -11,7 +11,7 @@ import click
 
 from pistage.cli import documents, findings, groups, options, output
 from pistage.cli.connect import Connection, connect
-from pistage.client import Webhook
+from pistage.client import Webhook, all_items
 from pistage.config import ClientConfig, Config
 from pistage.errors import Code, PistageError
 
@@ -29,14 +29,7 @@ def list_webhooks(*, fmt: str, config: Config[ClientConfig]) -> None:
 
     async def fetch() -> list[dict[str, Any]]:
         async with connect(config) as connection:
-            items: list[dict[str, Any]] = []
-            cursor: str | None = None
-            while cursor is not None or not items:
-                page = await connection.client.fetch_webhooks(limit=500, cursor=cursor)
-                items += page["items"]
-                if (cursor := page["next"]) is None:
-                    break
-            return items
+            return await all_items(connection.client.fetch_webhooks)
 
     columns: dict[str, output.Cell] = {
         "WEBHOOK": lambda one: str(one["name"]),

@@ -24,6 +24,7 @@ from pistage.client.answers import (
     Webhook,
     Why,
 )
+from pistage.client.calls import all_items
 from pistage.client.client import Client
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "Unread",
     "Webhook",
     "Why",
+    "all_items",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from pistage.client.answers import Page
 from pistage.client.transport import Request, Transport
 
 API = "/api/v1"
+_PAGE = 500
 
 
 class Calls:
@@ -91,3 +92,13 @@ class Calls:
 def quoted(text: str) -> str:
     """User text as one segment of a path: a name may hold spaces, commas, slashes, and `#`."""
     return quote(text, safe="")
+
+
+async def all_items(fetch: Callable[..., Awaitable[Page]]) -> list[Any]:
+    """What all pages hold that `fetch`, a method with `limit` and `cursor`, gives one after the other."""
+    page = await fetch(limit=_PAGE, cursor=None)
+    items = list(page["items"])
+    while (cursor := page["next"]) is not None:
+        page = await fetch(limit=_PAGE, cursor=cursor)
+        items += page["items"]
+    return items

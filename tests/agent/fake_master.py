@@ -140,11 +140,7 @@ class FakeMaster:
 
     async def assign(self, task: Task, **fields: object) -> wire.Assign:
         self._fence += 1
-        values: dict[str, object] = {
-            "attempt_id": wire.new_id(), "fence": self._fence, "run_id": wire.new_id(), "run_number": 7,
-            "run_name": "a run", "number": 1, "cluster_id": self.cluster_id, "task": task,
-        } | fields  # fmt: skip
-        assign = wire.Assign(**values)  # type: ignore[arg-type]
+        assign = an_assign(task, **({"fence": self._fence, "cluster_id": self.cluster_id} | fields))
         self.live_runs.append(assign.run_id)
         await self.send(assign)
         return assign
@@ -225,6 +221,14 @@ def task(*children: Node, image: str = "busybox", **fields: object) -> Task:
     contexts = tuple(Context(id=name, image=image) for name in names)
     values: dict[str, object] = {"name": "a task", "body": body, "contexts": contexts} | fields
     return Task(**values)  # type: ignore[arg-type]
+
+
+def an_assign(task: Task, **fields: object) -> wire.Assign:
+    values: dict[str, object] = {
+        "attempt_id": wire.new_id(), "fence": 1, "run_id": wire.new_id(), "run_number": 7, "run_name": "a run",
+        "number": 1, "cluster_id": wire.new_id(), "task": task,
+    } | fields  # fmt: skip
+    return wire.Assign(**values)  # type: ignore[arg-type]
 
 
 def network(name: str) -> Network:

@@ -18,7 +18,7 @@ from pistage.core.commands import Accepted, StepStarted
 from pistage.core.model import State
 from pistage.core.plan import Block, FailureClass, OnPartition
 from tests.agent.conftest import StartAgent, StopAgent
-from tests.agent.fake_master import FakeMaster, script, task
+from tests.agent.fake_master import FakeMaster, an_assign, script, task
 
 FULL = "the agent's journal cannot be written: No space left on device"
 BROKEN = "the agent's journal cannot be written: Input/output error"
@@ -273,10 +273,7 @@ async def test_what_was_recorded_and_never_begun_is_given_up_without_a_word(
 ) -> None:  # fmt: skip
     (tmp_path / "agent").mkdir()
     journal = Journal(tmp_path / "agent" / "journal")
-    assign = wire.Assign(
-        attempt_id=wire.new_id(), fence=1, run_id=wire.new_id(), run_number=1, run_name="r", number=1,
-        cluster_id=master.cluster_id, task=task(script("true")),
-    )  # fmt: skip
+    assign = an_assign(task(script("true")), cluster_id=master.cluster_id)
     await journal.begin(assign)
     journal.close()
     master.unwanted.add(assign.attempt_id)

@@ -17,9 +17,9 @@ from pistage.agent.runtimes.docker import DockerRuntime
 from pistage.config import AgentConfig
 from pistage.core.model import State
 from pistage.core.plan import Block, Context, Resources, Task
-from pistage.wire import Assign, new_id
+from pistage.wire import new_id
 from tests.agent.conftest import StartAgent, StopAgent
-from tests.agent.fake_master import FakeMaster, script, task
+from tests.agent.fake_master import FakeMaster, an_assign, script, task
 
 
 def a_root(directory: Path, files: Mapping[str, str]) -> Path:
@@ -139,13 +139,6 @@ def test_a_container_is_given_those_devices_and_no_others() -> None:
 def wants_gpus(base: Task, count: int = 1) -> Task:
     contexts = tuple(replace(context, resources=Resources(gpus=count)) for context in base.contexts)
     return replace(base, contexts=contexts, resources=Resources(gpus=count))
-
-
-def an_assign(body: Task) -> Assign:
-    return Assign(
-        attempt_id=new_id(), fence=1, run_id=new_id(), run_number=1, run_name="r", number=1, cluster_id=new_id(),
-        task=body,
-    )  # fmt: skip
 
 
 async def test_what_a_context_has_is_journalled_and_its_own_after_a_restart(tmp_path: Path) -> None:

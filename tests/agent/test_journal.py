@@ -8,15 +8,12 @@ from pistage.agent import journal as journal_module
 from pistage.agent.journal import Entry, Journal, JournalError
 from pistage.core.commands import Accepted, Finished
 from pistage.core.model import Result, State
-from pistage.wire import Assign, new_id
-from tests.agent.fake_master import script, task
+from pistage.wire import Assign
+from tests.agent.fake_master import an_assign, script, task
 
 
 def assignment() -> Assign:
-    return Assign(
-        attempt_id=new_id(), fence=3, run_id=new_id(), run_number=1, run_name="r", number=1, cluster_id=new_id(),
-        task=task(script("true")),
-    )  # fmt: skip
+    return an_assign(task(script("true")))
 
 
 def read_again(directory: Path) -> list[Entry]:

@@ -1,7 +1,9 @@
 """The sandbox: what it keeps in, and what it cleans up, made either way."""
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,3 +145,18 @@ def test_removing_a_tree_does_not_follow_a_link_out_of_it(tmp_path: Path) -> Non
     remove_tree(tree)
     assert not tree.exists()
     assert (outside / "precious").exists()
+
+
+def test_a_tree_may_be_removed_by_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tmp_path / "tree"
+    (tree / "inner").mkdir(parents=True)
+    really = shutil.rmtree
+
+    def overtaken(root: Path) -> list[Any]:
+        really(root)
+        return [(str(root), ["inner"], [])]
+
+    monkeypatch.setattr("pistage.agent.runtimes.process.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("pistage.agent.runtimes.process.os.walk", overtaken)
+    remove_tree(tree)
+    assert not tree.exists()

@@ -395,17 +395,16 @@ class DockerPlace:
         return names
 
     async def close(self) -> None:
-        """See `Place`."""
+        """See `Place`: what is made while this goes on is left to the next call, which asks for all of it again."""
         await self._notebook.flush()
         with translated():
-            if self._removals:
-                await asyncio.wait(self._removals.values())
+            removals = dict(self._removals)
+            if removals:
+                await asyncio.wait(removals.values())
             names = await self._names()
-            removed = {name for name, task in self._removals.items() if not task.cancelled() and task.result()}
+            removed = {name for name, task in removals.items() if not task.cancelled() and task.result()}
             for name in names - removed:
                 await self._engine.remove(name)
-            self._made.clear()
-            self._removals.clear()
             if self._assign.task.services:
                 await self._runtime.objects.release({"attempt": self._assign.attempt_id})
         self._programs.let_go()

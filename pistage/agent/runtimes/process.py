@@ -192,16 +192,21 @@ def _stat_of(pid: int) -> list[str]:
 
 
 def remove_tree(root: Path) -> None:
-    """Remove a directory that a pipeline could write to: whatever modes it set, and never through a link."""
-    if not root.exists():
-        return
+    """Remove a directory that a pipeline could write to: whatever modes it set, and never through a link.
+
+    Several may be at it at once.
+    """
     shutil.rmtree(root, ignore_errors=True)
     if root.exists():
         # Top down: a directory must be opened up before what is in it can be seen. `walk` follows no links.
-        root.chmod(0o700)
+        _open_up(root)
         for directory, below, _ in os.walk(root):
             for name in below:
-                inner = Path(directory, name)
-                if not inner.is_symlink():
-                    inner.chmod(0o700)
+                _open_up(Path(directory, name))
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _open_up(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody else has removed it
+        if not directory.is_symlink():
+            directory.chmod(0o700)

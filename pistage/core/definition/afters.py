@@ -12,8 +12,8 @@ _KEYS = {"pipeline", "state"}
 _EXPECTED = "a name, a mapping with 'pipeline', or a list of them"
 
 
-def afters_field(page: Page, node: Node | None) -> tuple[After, ...]:
-    """Each once, in its order."""
+def afters_field(page: Page, node: Node | None, name: str | None) -> tuple[After, ...]:
+    """Each once, in its order, for the definition called `name`."""
     if node is None:
         return ()
     items = node.items if isinstance(node, ListNode) else (node,)
@@ -24,11 +24,21 @@ def afters_field(page: Page, node: Node | None) -> tuple[After, ...]:
             "take it apart",
         )  # fmt: skip
         return ()
-    found = [_after(page, item) for item in items]
+    found = [_after(page, item, name) for item in items]
     return tuple(dict.fromkeys(one for one in found if one is not None))
 
 
-def _after(page: Page, node: Node) -> After | None:
+def _after(page: Page, node: Node, name: str | None) -> After | None:
+    after = _written(page, node)
+    if after is not None and after.pipeline == name:
+        page.error(
+            node, "after-itself", f"'{name}' comes after itself: each of its runs would make the next, without end",
+            "name another definition; for a run by time, use 'schedule'",
+        )  # fmt: skip
+    return after
+
+
+def _written(page: Page, node: Node) -> After | None:
     match node:
         case MapNode():
             check_keys(page, node, _KEYS, "after")

@@ -163,7 +163,7 @@ class _Planner:
             root = self.document.root
             self._note_name(root)
             self.dialect = dialect_of(root, page)
-            self.afters = afters_field(page, root.get("after"))
+            self.afters = afters_field(page, root.get("after"), self.name)
             given = self._given(parameters, page)
             parts = self._parts(root, page, given)
             return None if parts is None else self._joined(root, page, parts, start_node)

@@ -39,6 +39,7 @@ def test_a_pipeline_json_has_it_too() -> None:
         ("after: {pipeline: Build, state: done}\n", "after.state must be succeeded, failed or ended"),
         ("after: [[Build]]\n", "after must be a name"),
         ("after: ' Build'\n", "after begins or ends with a blank"),
+        ("after: [Build, Deploy]\n", "'Deploy' comes after itself"),
         (f"after: [{', '.join(f'B{n}' for n in range(21))}]\n", "'after' has 21 items; a definition has at most 20"),
     ],
 )

@@ -16,8 +16,8 @@ from pistage.agent.packages import Packages
 from pistage.agent.runtimes import programs
 from pistage.agent.runtimes.base import ExecutionError
 from pistage.agent.runtimes.engine import Engine
-from pistage.agent.runtimes.process import remove_tree
 from pistage.agent.runtimes.process_programs import ProcessPrograms
+from pistage.agent.runtimes.trees import remove_tree
 from pistage.agent.service import Agent
 from pistage.config import AgentConfig, Interpreter
 from pistage.core import limits

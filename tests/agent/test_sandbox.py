@@ -1,15 +1,12 @@
 """The sandbox: what it keeps in, and what it cleans up, made either way."""
 
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pistage.agent.runtimes import sandbox as sandbox_module
 from pistage.agent.runtimes.namespaces import Wrapper, bubblewrapped, unshared
-from pistage.agent.runtimes.process import remove_tree
 from pistage.agent.runtimes.sandbox import complaint_about, find_wrapper
 from pistage.agent.service import Agent
 from pistage.core.model import State
@@ -131,32 +128,3 @@ async def test_where_no_sandbox_can_be_made_it_says_why(tmp_path: Path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(PistageError, match="bwrap is not installed; unshare is not installed"):
         await find_wrapper(tmp_path)
-
-
-def test_removing_a_tree_does_not_follow_a_link_out_of_it(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "precious").touch()
-    tree = tmp_path / "tree"
-    (tree / "locked").mkdir(parents=True)
-    (tree / "locked" / "link").symlink_to(outside)
-    (tree / "link").symlink_to(outside)
-    (tree / "locked").chmod(0)
-    remove_tree(tree)
-    assert not tree.exists()
-    assert (outside / "precious").exists()
-
-
-def test_a_tree_may_be_removed_by_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = tmp_path / "tree"
-    (tree / "inner").mkdir(parents=True)
-    really = shutil.rmtree
-
-    def overtaken(root: Path) -> list[Any]:
-        really(root)
-        return [(str(root), ["inner"], [])]
-
-    monkeypatch.setattr("pistage.agent.runtimes.process.shutil.rmtree", lambda *_, **__: None)
-    monkeypatch.setattr("pistage.agent.runtimes.process.os.walk", overtaken)
-    remove_tree(tree)
-    assert not tree.exists()

@@ -50,7 +50,8 @@ class Brake:
             return
         self.stop = stop
         for scope in self._scopes:
-            scope.reschedule(0)
+            if not scope.expired():  # one whose deadline has passed is left in any case, and takes no other
+                scope.reschedule(0)
 
     @asynccontextmanager
     async def scope(self, deadline: float | None = None) -> AsyncIterator[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -189,24 +188,3 @@ def _stat_of(pid: int) -> list[str]:
     except OSError:
         return ["0"] * 50
     return text.rpartition(")")[2].split()
-
-
-def remove_tree(root: Path) -> None:
-    """Remove a directory that a pipeline could write to: whatever modes it set, and never through a link.
-
-    Several may be at it at once.
-    """
-    shutil.rmtree(root, ignore_errors=True)
-    if root.exists():
-        # Top down: a directory must be opened up before what is in it can be seen. `walk` follows no links.
-        _open_up(root)
-        for directory, below, _ in os.walk(root):
-            for name in below:
-                _open_up(Path(directory, name))
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def _open_up(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # somebody else has removed it
-        if not directory.is_symlink():
-            directory.chmod(0o700)

@@ -12,8 +12,9 @@ from pistage.agent.gpus import GpuPool
 from pistage.agent.interpreters import Interpreters
 from pistage.agent.runtimes.base import Command, ExecutionError, Notebook, Running
 from pistage.agent.runtimes.devices import AttemptGpus
-from pistage.agent.runtimes.process import ChildProcess, remove_tree, started_at
+from pistage.agent.runtimes.process import ChildProcess, started_at
 from pistage.agent.runtimes.process_programs import ProcessPrograms
+from pistage.agent.runtimes.trees import remove_tree
 from pistage.config import AgentConfig
 from pistage.core import ids
 from pistage.core.plan import Context, FailureClass

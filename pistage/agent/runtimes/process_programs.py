@@ -14,7 +14,8 @@ from pistage.agent.interpreters import Interpreters
 from pistage.agent.packages import Packages
 from pistage.agent.runtimes import programs
 from pistage.agent.runtimes.base import Command, ExecutionError, Exit, Sink
-from pistage.agent.runtimes.process import ChildProcess, remove_tree
+from pistage.agent.runtimes.process import ChildProcess
+from pistage.agent.runtimes.trees import remove_tree
 from pistage.config import AgentConfig, Interpreter
 from pistage.core import limits
 from pistage.core.plan import FailureClass, Program

@@ -18,8 +18,9 @@ from pistage.agent.gpus import Gpu, GpuPool
 from pistage.agent.interpreters import Interpreters
 from pistage.agent.runtimes.base import Command, Notebook, Place
 from pistage.agent.runtimes.namespaces import SYSTEM, Room, Wrapper, bubblewrapped, unshared
-from pistage.agent.runtimes.process import PATH, ChildProcess, Launch, argv_of, parent_of, remove_tree
+from pistage.agent.runtimes.process import PATH, ChildProcess, Launch, argv_of, parent_of
 from pistage.agent.runtimes.process_place import Premises, ProcessPlace, ProcessRuntime
+from pistage.agent.runtimes.trees import remove_tree
 from pistage.config import AgentConfig
 from pistage.core import ids
 from pistage.core.plan import Context

@@ -135,6 +135,8 @@ class Group:
         """What the rest of the cluster does then."""
 
     def elect(self) -> None:
+        if self.leader is not None:
+            return
         # What the one before had placed in the logs of a majority may come after a look at the state.
         for _ in self.log:
             self.loop.call_later(self.rng.uniform(0.0, 0.02), self.commit)
@@ -146,7 +148,7 @@ class Group:
 
     def kill(self, master: Master) -> None:
         """What it had proposed as the leader is lost, or is committed without anybody's hearing of it."""
-        if self.leader is not master or master.task is None:
+        if self.leader is not master or master.task is None or not self.is_deadly:
             return
         master.task.cancel()
         self.leader = None
@@ -157,6 +159,12 @@ class Group:
             self.log.pop()
         self.counts["leader killed"] += 1
         self.loop.call_later(self.rng.choice(self.pauses_s) * self.rng.uniform(0.5, 1.0), self.elect)
+
+    def settle(self) -> None:
+        """From now on somebody leads, and nobody falls: a minute later nothing is left to do."""
+        self.is_deadly = False
+        self.elect()
+        self.loop.run_until(self.loop.now_s + 60)
 
     def close(self) -> None:
         self.loop.finish()

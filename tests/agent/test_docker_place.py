@@ -9,7 +9,8 @@ from typing import Any
 from pistage.agent.gpus import GpuPool
 from pistage.agent.journal import Journal
 from pistage.agent.policy import ContainerSpec
-from pistage.agent.runtimes.docker import DockerPlace, DockerRuntime
+from pistage.agent.runtimes.docker import DockerRuntime
+from pistage.agent.runtimes.docker_place import DockerPlace
 from pistage.config import AgentConfig
 from pistage.wire import new_id
 from tests.agent.fake_master import an_assign, script, task

@@ -15,7 +15,8 @@ from pistage.agent import policy
 from pistage.agent.gpus import Gpu, GpuPool
 from pistage.agent.policy import ContainerSpec, VolumeMount, refuse_unless_allowed
 from pistage.agent.runtimes.base import Command, ExecutionError
-from pistage.agent.runtimes.docker import DockerPlace, DockerRuntime
+from pistage.agent.runtimes.docker import DockerRuntime
+from pistage.agent.runtimes.docker_place import DockerPlace
 from pistage.agent.runtimes.engine import EngineError
 from pistage.config import AgentConfig
 from pistage.core.plan import (

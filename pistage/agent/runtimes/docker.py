@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pistage.agent import gpus
 from pistage.agent.gpus import Gpu, GpuPool
@@ -19,6 +19,8 @@ from pistage.agent.runtimes.docker_programs import DockerPackages
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 from pistage.config import AgentConfig
 from pistage.wire import Assign
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class DockerRuntime:
     def __init__(self, settings: AgentConfig, agent_id: Callable[[], str]) -> None:
         self.engine = Engine(settings.engine)
         self.images = Images(self.engine, timeout_s=settings.pull_timeout)
-        self.objects = Objects(self.engine)
+        self.objects = Objects(self.engine, self.whole)
         self.binds = BindPolicy(settings.bind_paths, settings.data_dir / "binds", self.engine.socket_path)
         self.packages = DockerPackages(self.engine, settings, agent_id)
         self.log_driver = "local"
@@ -114,7 +116,7 @@ class DockerRuntime:
         with translated():
             await self.objects.release({"agent": self.agent_id, "run": run_id})
 
-    async def whole(self, call: Coroutine[Any, Any, str]) -> str:
+    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
         """Make a call that is seen to its end even if the caller is cancelled: what it makes can then be removed."""
         assert self._chores is not None, "containers are made after `open`"
         task = self._chores.create_task(_outcome(call))
@@ -142,10 +144,10 @@ class DockerRuntime:
         return True
 
 
-async def _outcome(call: Coroutine[Any, Any, str]) -> str | EngineError | EngineGoneError:
+async def _outcome(call: Coroutine[Any, Any, T]) -> T | Exception:
     try:
         return await call
-    except (EngineError, EngineGoneError) as error:
+    except Exception as error:
         return error
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any
 
 from pistage.agent.runtimes.engine import Engine, EngineError
 
@@ -11,10 +12,14 @@ _NOT_FOUND = 404
 
 
 class Objects:
-    """Makes and removes; only ever what has this agent's labels."""
+    """Makes and removes; only ever what has this agent's labels.
 
-    def __init__(self, engine: Engine) -> None:
+    `whole` sees a call to its end: what is made after its caller was cancelled would come too late to be removed.
+    """
+
+    def __init__(self, engine: Engine, whole: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]) -> None:
         self._engine = engine
+        self._whole = whole
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def make_network(self, name: str, driver: str, labels: Mapping[str, str]) -> None:
@@ -24,12 +29,12 @@ class Objects:
             if any(network["Name"] == name for network in known):
                 return
             body = {"Name": name, "Driver": driver, "CheckDuplicate": True, "Labels": dict(labels)}
-            await self._engine.json("POST", "networks/create", body=body)
+            await self._whole(self._engine.json("POST", "networks/create", body=body))
 
     async def make_volume(self, name: str, driver: str, labels: Mapping[str, str]) -> None:
         """Make a volume unless it is there."""
         body = {"Name": name, "Driver": driver, "Labels": dict(labels)}
-        await self._engine.json("POST", "volumes/create", body=body)
+        await self._whole(self._engine.json("POST", "volumes/create", body=body))
 
     async def join(self, network: str, container: str, aliases: Sequence[str]) -> None:
         """Connect a container that has not started to one more network."""

@@ -46,7 +46,7 @@ class DockerPlace:
         self._made: set[str] = set()
         self._removals: dict[str, asyncio.Task[bool]] = {}
         self._shared: dict[str, SharedContainer] = {}
-        self._programs = DockerPrograms(self._engine, runtime.images, runtime.packages, assign, create=self._create)
+        self._programs = DockerPrograms(self._engine, runtime.images, runtime.packages, assign, create=self._create_as)
         self._services = Services(self._engine, runtime.images, assign, self._create_service, network=self._prefix)
 
     async def prepare(self) -> None:
@@ -165,6 +165,12 @@ class DockerPlace:
         self, name: str, spec: policy.ContainerSpec, auth: RegistryAuth | None, vetted: Sequence[str]
     ) -> str | None:
         self._made.add(name)
+        return await self._create_as(name, spec, auth, vetted)
+
+    async def _create_as(
+        self, name: str, spec: policy.ContainerSpec, auth: RegistryAuth | None, vetted: Sequence[str]
+    ) -> str | None:
+        """Make a container that whoever asks removes himself."""
         spec = replace(
             spec,
             env=self._gpus.container_environment(spec.env, spec.gpus),

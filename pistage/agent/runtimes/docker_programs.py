@@ -17,7 +17,8 @@ from pistage.core import limits
 from pistage.core.plan import Context, FailureClass, Program, RegistryAuth
 from pistage.wire import Assign
 
-#: Makes a container of that name, for whose image there are credentials, with binds that are vetted.
+#: Makes a container of that name, for whose image there are credentials, with binds that are vetted; the caller
+#: removes it.
 Create = Callable[[str, policy.ContainerSpec, RegistryAuth | None, Sequence[str]], Awaitable[str | None]]
 _TAIL_LINES = 20
 _IN_USE = 409
@@ -147,12 +148,15 @@ class DockerPrograms:
             resources=context.resources,
         )
         vetted = [mount.source for mount in mounts if mount.is_bind]
-        container = await self._create(self._packages.installer_of(key), spec, context.auth, vetted)
-        assert container is not None, "one of this name was removed, and who makes another waits for the key"
+        # Its name is the set's: the next attempt that needs it installs it under the same one. So it is gone before the
+        # key is given up, and closing an attempt's place leaves it alone.
+        name = self._packages.installer_of(key)
         try:
+            container = await self._create(name, spec, context.auth, vetted)
+            assert container is not None, "one of this name was removed, and who makes another waits for the key"
             await self._run(container, program)
         finally:
-            await self._engine.remove(container)
+            await self._engine.remove(name)
 
     async def _run(self, container: str, program: Program) -> None:
         try:

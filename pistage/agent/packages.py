@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -54,9 +53,18 @@ class Packages:
         marks = sorted(self._root.glob(f"*{_READY}"), key=lambda mark: mark.stat().st_mtime, reverse=True)
         for mark in marks[limits.PACKAGES_KEPT_MAX :]:
             key = mark.name.removesuffix(_READY)
-            if key not in self._holders and await self._remove(key):
-                with contextlib.suppress(FileNotFoundError):
-                    mark.unlink()
+            if key not in self._holders:
+                await self._forget(key)
+
+    async def _forget(self, key: str) -> None:
+        """Remove a set that nobody holds; who asks for it meanwhile waits, and makes it anew."""
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            mark = self._mark(key)
+            mark.unlink(missing_ok=True)  # what is removed in part is not whole
+            if not await self._remove(key):
+                mark.touch()
+        if key not in self._holders:
+            self._locks.pop(key, None)
 
     def _mark(self, key: str) -> Path:
         return self._root / f"{key}{_READY}"

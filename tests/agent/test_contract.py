@@ -10,7 +10,7 @@ from pistage.agent.service import Agent
 from pistage.core.commands import Accepted, StepStarted
 from pistage.core.model import State
 from pistage.core.plan import Block, FailureClass, Parameter, Step, When
-from pistage.wire import Cancel
+from pistage.wire import Cancel, LogRefused
 from tests.agent.conftest import StartAgent, nothing_left
 from tests.agent.fake_master import FakeMaster, script, task
 
@@ -299,3 +299,13 @@ async def test_many_attempts_at_once_keep_their_output_apart(master: FakeMaster)
     ends = await asyncio.gather(*(master.finished(assign) for assign in assigns))
     for assign, end in zip(assigns, ends, strict=True):
         assert master.stdout(end.attempt_id) == f"{assign.run_id}\n".encode()
+
+
+async def test_output_that_no_master_may_keep_fails_the_step_with_the_reason(master: FakeMaster) -> None:
+    refusal = LogRefused(attempt_id="", step="", stream=1, reason="the run printed more than 1 GiB", is_final=True)
+    assign = await master.assign(task(script("echo start; while :; do echo more; sleep 0.1; done")))
+    await master.until(lambda: b"start" in master.stdout(assign.attempt_id))
+    master.log_refusal = refusal
+    end = await master.finished(assign)
+    assert end.result.failure is FailureClass.FAILURE
+    assert end.result.reason == "step 1: its output could not be kept: the run printed more than 1 GiB"

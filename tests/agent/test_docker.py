@@ -305,16 +305,6 @@ async def test_output_that_is_not_read_does_not_keep_a_container_alive(master: F
     master.check_output(assign.attempt_id)
 
 
-async def test_output_that_no_master_may_keep_fails_the_step_with_the_reason(master: FakeMaster) -> None:
-    refusal = LogRefused(attempt_id="", step="", stream=1, reason="the run printed more than 1 GiB", is_final=True)
-    assign = await master.assign(task(script("echo start; while :; do echo more; sleep 0.1; done")))
-    await master.until(lambda: b"start" in master.stdout(assign.attempt_id))
-    master.log_refusal = refusal
-    end = await master.finished(assign)
-    assert end.result.failure is FailureClass.FAILURE
-    assert end.result.reason == "step 1: its output could not be kept: the run printed more than 1 GiB"
-
-
 async def test_zombies_in_a_shared_container_are_reaped(master: FakeMaster) -> None:
     steps = [
         script("for i in 1 2 3 4 5; do (sleep 0.1 &) ; done"),

@@ -17,7 +17,7 @@ from pistage.agent.runtimes.docker import DockerRuntime
 from pistage.config import AgentConfig
 from pistage.core.model import State
 from pistage.core.plan import Block, Context, Resources, Task
-from pistage.wire import new_id
+from pistage.wire import Cancel, new_id
 from tests.agent.conftest import StartAgent, StopAgent
 from tests.agent.fake_master import FakeMaster, an_assign, script, task
 
@@ -231,3 +231,40 @@ async def test_devices_are_free_again_when_their_attempt_was_stopped(
     master.unwanted.add(first.attempt_id)
     end = await master.finished(second)
     assert master.stdout(end.attempt_id) == b"0\n"
+
+
+class NoNotes:
+    def write(self, key: str, note: Any) -> None:
+        return
+
+
+async def test_steps_that_wait_at_once_share_what_their_context_gets() -> None:
+    pool = GpuPool(cards(2))
+    await pool.take("before", 2)
+    mine = devices.AttemptGpus(pool, "a", NoNotes())  # type: ignore[arg-type]
+    context = Context(id="c1", image="x", resources=Resources(gpus=1))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        first, second, third = [group.create_task(mine.of(context)) for _ in range(3)]
+        await asyncio.sleep(0)
+        pool.give_back("before")
+        third.cancel()
+    assert first.result() == second.result() == pool.held_by("a/c1")
+    assert len(pool.free) == 1
+
+
+@pytest.mark.slow
+async def test_what_is_cancelled_while_it_waits_for_a_device_is_not_begun(
+    master: FakeMaster, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    agent = await start_agent("host", gpus=1)
+    first = await master.assign(wants_gpus(task(script("echo on; while [ ! -e go ]; do sleep 0.02; done"))))
+    await master.until(lambda: b"on" in master.stdout(first.attempt_id))
+    second = await master.assign(wants_gpus(task(script(f"touch {tmp_path}/begun; sleep 100"))))
+    async with asyncio.timeout(10):
+        while not agent._gpus._waiting:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.02)
+    await master.send(Cancel(attempt_id=second.attempt_id, reason="by somebody"))
+    assert (await master.finished(second, timeout_s=3)).result.state is State.CANCELLED
+    (tmp_path / "agent" / "workspaces" / first.attempt_id / "c1" / "workspace" / "go").touch()
+    assert (await master.finished(first)).result.state is State.SUCCEEDED
+    assert not (tmp_path / "begun").exists()

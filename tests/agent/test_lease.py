@@ -10,6 +10,7 @@ import pytest
 
 from pistage.agent.lease import Expiry, Lease
 from pistage.agent.service import Agent
+from pistage.core import limits
 from pistage.core.commands import StepStarted
 from pistage.core.model import State
 from pistage.core.plan import FailureClass, OnPartition
@@ -135,6 +136,31 @@ async def test_without_a_master_work_is_stopped_when_the_lease_ends_and_said_to_
     assert "no master was heard of for 1 s, so the agent stopped it" in end.result.reason
     assert (await master.finished(lasting)).result.state is State.SUCCEEDED
     master.check_output(stubborn.attempt_id)
+
+
+@pytest.mark.slow
+async def test_what_a_command_printed_that_ended_before_the_lease_did_is_all_kept(
+    master: FakeMaster, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    master.lease_s = 4.0
+    agent = await start_agent("host")
+    agent._outbox._bytes_max = 64 * limits.KIB
+    go = tmp_path / "go"
+    text = f"echo on; until [ -e {go} ]; do sleep 0.05; done; head -c 290000 /dev/zero | tr '\\0' x"
+    assign = await master.assign(task(script(text)))
+    await master.until(lambda: b"on" in master.stdout(assign.attempt_id))
+    port = int(master.url.rpartition(":")[2])
+    await master.stop()
+    go.touch()
+    async with asyncio.timeout(20):
+        while not agent._runners[assign.attempt_id].is_fenced:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.5)  # it is seen to that nothing runs any more
+    await master.start(port)
+    await master.finished(assign)
+    step = master.steps_of(assign.attempt_id)["1"]
+    assert step.stdout is not None and (step.stdout.length, step.stdout.missing) == (290_003, 0)
+    assert len(master.stdout(assign.attempt_id)) == 290_003
 
 
 @pytest.mark.slow

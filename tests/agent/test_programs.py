@@ -253,9 +253,14 @@ class Shelf:
         self.go = asyncio.Event()
         self.go.set()
         self.fault: Exception | None = None
+        self.slow: set[str] = set()
+        self.is_removing, self.may_remove = asyncio.Event(), asyncio.Event()
 
     async def _remove(self, key: str) -> bool:
         self.removed.append(key)
+        if key in self.slow:
+            self.is_removing.set()
+            await self.may_remove.wait()
         return key not in self.in_use
 
     async def ensure(self, key: str, holder: str) -> None:
@@ -310,6 +315,28 @@ async def test_those_unused_for_longest_go_and_those_in_use_stay(
     await shelf.ensure("newest", "x")
     assert {mark.name for mark in tmp_path.iterdir()} == {"held.ready", "busy.ready", "new.ready", "newest.ready"}
     assert shelf.removed == ["newest", "old", "busy"]
+
+
+async def test_a_set_that_is_asked_for_while_it_is_removed_is_made_anew_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PACKAGES_KEPT_MAX", 1)
+    shelf = Shelf(tmp_path)
+    await shelf.ensure("old", "one")
+    shelf.packages.let_go("one")
+    os.utime(tmp_path / "old.ready", (0, 0))
+    shelf.slow.add("old")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(shelf.ensure("new", "two"))
+        await shelf.is_removing.wait()
+        again = group.create_task(shelf.ensure("old", "three"))
+        await asyncio.sleep(0.01)
+        assert not again.done()
+        shelf.slow.clear()
+        shelf.may_remove.set()
+    shelf.removed.clear()
+    await shelf.ensure("old", "four")
+    assert (shelf.made, "old" in shelf.removed) == (["old", "new", "old"], False)
 
 
 def needy(text: str, *requirements: str) -> Step:

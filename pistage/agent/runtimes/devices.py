@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from pistage.agent import gpus
@@ -21,9 +22,14 @@ class AttemptGpus:
         self._pool = pool
         self._attempt_id = attempt_id
         self._notebook = notebook
+        self._turns: dict[str, asyncio.Lock] = {}
 
     async def of(self, context: Context) -> tuple[Gpu, ...]:
         """The context's devices: those it has, else as many as it asks for, once they are free."""
+        async with self._turns.setdefault(context.id, asyncio.Lock()):  # its steps may ask at once, and share them
+            return await self._held_or_taken(context)
+
+    async def _held_or_taken(self, context: Context) -> tuple[Gpu, ...]:
         holder = self._holder(context.id)
         if (held := self._pool.held_by(holder)) is not None:
             return held

@@ -76,6 +76,7 @@ class ChildProcess:
                 await child._connect(number, read_end)
         except BaseException:  # nobody else knows of it yet
             await child.kill()
+            child.close()
             raise
         return child
 
@@ -93,12 +94,15 @@ class ChildProcess:
 
     async def ended(self, sink: Sink) -> Exit:
         """See `Running`."""
-        async with asyncio.TaskGroup() as group:
-            pumps = [group.create_task(self._pump(number, sink)) for number in self._pipes]
-            code = await self._process.wait()
-            await self._drain(pumps)
-        for transport in self._transports:
-            transport.close()
+        try:
+            async with asyncio.TaskGroup() as group:
+                pumps = [group.create_task(self._pump(number, sink)) for number in self._pipes]
+                code = await self._process.wait()
+                await self._drain(pumps)
+        except BaseExceptionGroup as errors:  # the sink takes no more: who waits for the end knows that error
+            raise errors.exceptions[0] from None
+        finally:
+            self.close()
         return Exit(code=code if code >= 0 else 128 - code)
 
     async def _drain(self, pumps: Sequence[asyncio.Task[None]]) -> None:
@@ -131,7 +135,10 @@ class ChildProcess:
             os.killpg(self._process.pid, signal.Signals[f"SIG{name}"])
 
     async def kill(self) -> None:
-        """Kill the whole group, also what the command left behind; return when the command is gone."""
+        """Kill the whole group, also what the command left behind; return when the command is gone.
+
+        What it printed can still be read.
+        """
         if self._process.returncode is None:
             await self.signal("KILL")
             await self._process.wait()
@@ -139,6 +146,9 @@ class ChildProcess:
             # The leader is gone, so its number could be a stranger's by now; what it left carries its environment.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Nobody reads what it printed any more."""
         for transport in self._transports:
             transport.close()
 

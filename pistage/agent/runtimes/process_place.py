@@ -127,6 +127,7 @@ class ProcessPlace(ABC):
                 command = await self._premises.programs.readied(
                     command, command.program, directory, holder=self._assign.attempt_id, start=self.start_installer
                 )
+            await self._gpus.of(context)  # which may take long: while it waits for them, nothing has begun
             self._notebook.write(note, [0, 0])  # never twice, whatever happens from here on
             command.launch.begin()
             child = await self.launch(directory, context, command)
@@ -148,6 +149,8 @@ class ProcessPlace(ABC):
     async def close(self) -> None:
         """See `Place`."""
         await self.kill()
+        for child in self._children:
+            child.close()
         if not self._is_removed_as_empty():
             await asyncio.to_thread(remove_tree, self._root)
         self._gpus.give_all_back()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from pistage import __version__
 from pistage.agent import runtimes
@@ -14,6 +15,7 @@ from pistage.agent.admission import Admission
 from pistage.agent.arrivals import Arrival, Arrivals
 from pistage.agent.attempt.runner import Runner
 from pistage.agent.capacity import capacity_of, labels_of
+from pistage.agent.chores import kept_apart, until_done
 from pistage.agent.directory import held
 from pistage.agent.gpus import Gpu, GpuPool, offered
 from pistage.agent.journal import Entry, Journal, JournalError, journal_error_in
@@ -21,7 +23,7 @@ from pistage.agent.lease import Expiry, Lease
 from pistage.agent.outbox import Outbox
 from pistage.agent.reports import Reports
 from pistage.agent.runtimes import devices
-from pistage.agent.runtimes.base import ExecutionError, Runtime
+from pistage.agent.runtimes.base import Runtime
 from pistage.agent.session import Send, Session
 from pistage.config import AgentConfig
 from pistage.core import ids
@@ -48,8 +50,6 @@ from pistage.wire import (
 
 log = logging.getLogger(__name__)
 
-_CHORE_RETRY_MIN_S = 0.1
-_CHORE_RETRY_MAX_S = 5.0
 _TIDY_S = 3.0  # at a stop, for the networks and volumes of runs that have just ended
 _LAST_WORDS_S = 5.0  # after the stop grace, for the end of what ends with the agent to reach a master
 
@@ -78,6 +78,7 @@ class Agent:
         self._arrivals = Arrivals()
         self._admission = Admission()
         self._runs: set[str] = set()
+        self._ended_runs: set[str] = set()  # attempts of which are still here
         self._chores: asyncio.TaskGroup | None = None
         self._gpus = GpuPool()
         self._labels: Mapping[str, str] = {}
@@ -226,9 +227,8 @@ class Agent:
             self._begin_chore(self._sweep(welcome.cluster_id))
             return
         # A release can be lost with the master that was to send it, or while this agent was away.
-        held = {assign.run_id for assign in self._held()}
-        for run_id in self._runs - held - set(welcome.live_runs):
-            self._begin_chore(self._release(run_id))
+        for run_id in self._runs - set(welcome.live_runs):
+            self._ended(run_id)
 
     def answered(self, sent_s: float) -> None:
         """The lease runs from there."""
@@ -250,7 +250,7 @@ class Agent:
             case LogRefused():
                 self._outbox.on_refused(message)
             case Release(run_id=run_id):
-                self._begin_chore(self._release(run_id))
+                self._ended(run_id)
             case _:
                 pass  # Welcome, HeartbeatAck and Goodbye are the session's own
 
@@ -289,6 +289,7 @@ class Agent:
             if not arrival.is_abandoned:
                 self._refuse(arrival.assign, str(error))
             self._settled.set()
+            self._release_if_free(arrival.assign.run_id)
             return
         self._entries[attempt_id] = entry
         if arrival.is_abandoned:
@@ -377,7 +378,7 @@ class Agent:
                 continue
             log.warning("attempt=%s %s", attempt_id, reason)
             grace_s = max(0.0, min(self._settings.stop_grace, expiry.grace_s))
-            self._begin_chore(runner.fence_off(reason, grace_s=grace_s))
+            self._begin_chore(kept_apart(runner.fence_off(reason, grace_s=grace_s), f"attempt={attempt_id}"))
 
     def _abandon(self, attempt_id: str, reason: str) -> None:
         runner = self._runners.get(attempt_id)
@@ -408,36 +409,30 @@ class Agent:
             self._arrivals.settle(entry.attempt_id)
             entry.drop()
             self._settled.set()
+            self._release_if_free(entry.assign.run_id)
 
     # --- what is left of runs -------------------------------------------------------------------------------
 
-    def _begin_chore(self, chore: Awaitable[None]) -> None:
+    def _begin_chore(self, chore: Coroutine[Any, Any, None]) -> None:
         assert self._chores is not None, "there is no chore before there is a session"
-        self._chores.create_task(_as_coroutine(chore))
+        self._chores.create_task(chore)
 
     async def _sweep(self, cluster_id: str) -> None:
         # Views of what there is when it is looked at: work that comes in meanwhile is not taken for a leftover.
         attempts, runs = self._entries.keys(), self._runs
-        await _until_done(lambda: self._runtime.sweep(cluster_id, attempts, runs), "sweep")
+        await until_done(lambda: self._runtime.sweep(cluster_id, attempts, runs), "sweep")
+
+    def _ended(self, run_id: str) -> None:
+        """The run is over; what is left of it goes once none of its attempts is here any more."""
+        self._ended_runs.add(run_id)
+        self._release_if_free(run_id)
+
+    def _release_if_free(self, run_id: str) -> None:
+        if run_id in self._ended_runs and all(assign.run_id != run_id for assign in self._held()):
+            self._ended_runs.discard(run_id)
+            self._begin_chore(self._release(run_id))
 
     async def _release(self, run_id: str) -> None:
-        await _until_done(lambda: self._runtime.release(run_id), f"run={run_id} release")
+        await until_done(lambda: self._runtime.release(run_id), f"run={run_id} release")
         self._runs.discard(run_id)
         self._released.set()
-
-
-async def _until_done(job: Callable[[], Awaitable[None]], what: str) -> None:
-    """Again until it worked: what cannot be removed now, because it is in use or the engine is away, can be later."""
-    wait_s = _CHORE_RETRY_MIN_S
-    while True:
-        try:
-            await job()
-            return
-        except ExecutionError as failure:
-            log.debug("%s waits: %s", what, failure.reason)
-        await asyncio.sleep(wait_s)
-        wait_s = min(wait_s * 2, _CHORE_RETRY_MAX_S)
-
-
-async def _as_coroutine(job: Awaitable[None]) -> None:
-    await job

@@ -19,6 +19,7 @@ from pistage.core.model import State
 from pistage.core.plan import Block, FailureClass, OnPartition
 from tests.agent.conftest import StartAgent, StopAgent
 from tests.agent.fake_master import FakeMaster, an_assign, script, task
+from tests.waiting import until
 
 FULL = "the agent's journal cannot be written: No space left on device"
 BROKEN = "the agent's journal cannot be written: Input/output error"
@@ -58,12 +59,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     monkeypatch.setattr(admission, "_RETRY_S", 0.05)
     yield disk
     disk.moves.set()
-
-
-async def until(claim: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not claim():  # noqa: ASYNC110 - it is the agent's own state, of which nobody is told
-            await asyncio.sleep(0.01)
 
 
 async def arrived(agent: Agent, count: int = 1) -> None:

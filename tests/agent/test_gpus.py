@@ -20,6 +20,7 @@ from pistage.core.plan import Block, Context, Resources, Task
 from pistage.wire import Cancel, new_id
 from tests.agent.conftest import StartAgent, StopAgent
 from tests.agent.fake_master import FakeMaster, an_assign, script, task
+from tests.waiting import until
 
 
 def a_root(directory: Path, files: Mapping[str, str]) -> Path:
@@ -260,9 +261,7 @@ async def test_what_is_cancelled_while_it_waits_for_a_device_is_not_begun(
     first = await master.assign(wants_gpus(task(script("echo on; while [ ! -e go ]; do sleep 0.02; done"))))
     await master.until(lambda: b"on" in master.stdout(first.attempt_id))
     second = await master.assign(wants_gpus(task(script(f"touch {tmp_path}/begun; sleep 100"))))
-    async with asyncio.timeout(10):
-        while not agent._gpus._waiting:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.02)
+    await until(lambda: bool(agent._gpus._waiting), 10)
     await master.send(Cancel(attempt_id=second.attempt_id, reason="by somebody"))
     assert (await master.finished(second, timeout_s=3)).result.state is State.CANCELLED
     (tmp_path / "agent" / "workspaces" / first.attempt_id / "c1" / "workspace" / "go").touch()

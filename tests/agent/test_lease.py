@@ -18,6 +18,7 @@ from tests.agent.agent_process import agent_process
 from tests.agent.conftest import StartAgent, nothing_left
 from tests.agent.fake_master import FakeMaster, script, task
 from tests.engine import leftovers
+from tests.waiting import until
 
 
 class Clock:
@@ -152,9 +153,7 @@ async def test_what_a_command_printed_that_ended_before_the_lease_did_is_all_kep
     port = int(master.url.rpartition(":")[2])
     await master.stop()
     go.touch()
-    async with asyncio.timeout(20):
-        while not agent._runners[assign.attempt_id].is_fenced:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.02)
+    await until(lambda: agent._runners[assign.attempt_id].is_fenced, 20)
     await asyncio.sleep(0.5)  # it is seen to that nothing runs any more
     await master.start(port)
     await master.finished(assign)
@@ -191,9 +190,7 @@ async def test_what_ended_by_itself_before_is_reported_as_it_ended(
     port = int(master.url.rpartition(":")[2])
     await master.stop()
     go.touch()
-    async with asyncio.timeout(10):
-        while not agent._runners[assign.attempt_id].is_fenced:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.02)
+    await until(lambda: agent._runners[assign.attempt_id].is_fenced, 10)
     await master.start(port)
     end = await master.finished(assign)
     assert (end.result.state, end.result.exit_code) == (State.FAILED, 7)

@@ -12,10 +12,11 @@ from pistage.agent.service import Agent
 from pistage.core.model import State
 from pistage.core.plan import FailureClass, Mount, Resources, Service, Volume
 from pistage.errors import PistageError
-from pistage.wire import Release, new_id
+from pistage.wire import Cancel, Release, new_id
 from tests.agent.conftest import StartAgent
 from tests.agent.fake_master import FakeMaster, script, task
 from tests.agent.test_docker import with_contexts
+from tests.waiting import until
 
 
 @pytest.fixture(params=[bubblewrapped, unshared], ids=["bubblewrap", "unshare"])
@@ -76,8 +77,52 @@ async def test_a_volume_is_a_directory_of_the_run(master: FakeMaster, tmp_path: 
     volumes = tmp_path / "agent" / "workspaces" / "volumes"
     assert [directory.name for directory in volumes.iterdir()] == [run["run_id"]]
     await master.send(Release(run_id=str(run["run_id"])))
+    await until(lambda: not list(volumes.iterdir()))
+
+
+VOLUME = {"volumes": (Volume(name="data"),)}
+WRITES = with_contexts(
+    task(script("echo on; while :; do echo >> /data/file; sleep 0.02; done")),
+    mounts=(Mount(kind="volume", source="data", target="/data"),),
+)
+
+
+@pytest.mark.usefixtures("agent")
+async def test_a_volume_goes_with_the_last_attempt_of_a_run_that_is_over(master: FakeMaster, tmp_path: Path) -> None:
+    assign = await master.assign(WRITES, **VOLUME)
+    await master.until(lambda: b"on" in master.stdout(assign.attempt_id))
+    volume = tmp_path / "agent" / "workspaces" / "volumes" / assign.run_id
+    await master.send(Release(run_id=assign.run_id))
     await master.run(task(script("true")))
-    assert list(volumes.iterdir()) == []
+    assert (volume / "0" / "file").exists()
+    await master.send(Cancel(attempt_id=assign.attempt_id, reason="it is over"))
+    await until(lambda: not volume.exists())
+
+
+@pytest.mark.usefixtures("agent")
+async def test_a_volume_goes_also_where_its_run_ended_while_no_master_was_there(
+    master: FakeMaster, tmp_path: Path
+) -> None:
+    assign = await master.assign(WRITES, **VOLUME)
+    await master.until(lambda: b"on" in master.stdout(assign.attempt_id))
+    master.unwanted.add(assign.attempt_id)
+    master.live_runs.clear()
+    await master.hang_up()
+    await until(lambda: not (tmp_path / "agent" / "workspaces" / "volumes" / assign.run_id).exists())
+
+
+@pytest.mark.usefixtures("agent")
+async def test_a_fault_of_ours_in_a_removal_ends_nothing_else(
+    master: FakeMaster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def faulty(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(sandbox_module.SandboxRuntime, "release", faulty)
+    end = await master.run(task(script("true")))
+    await master.send(Release(run_id=end.attempt_id))
+    await until(lambda: "leaves something behind" in caplog.text)
+    assert (await master.run(task(script("true")))).result.state is State.SUCCEEDED
 
 
 @pytest.mark.usefixtures("agent")

@@ -28,7 +28,7 @@ from tests.master.kept import bytes_in
 from tests.master.test_logs import a_store
 from tests.master.test_output_failover import three_masters
 from tests.master.test_retention import keep
-from tests.master.waiting import until
+from tests.waiting import until
 
 LINES = b"".join(b"line %d\n" % number for number in range(20_000))
 

@@ -24,7 +24,7 @@ from pistage.owning import running
 from pistage.wire import CopyAnswer, CopyQuestion
 from tests.master.fakes import a_replica
 from tests.master.kept import records_in
-from tests.master.waiting import until
+from tests.waiting import until
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 NAMES = ("m1", "m2", "m3")

@@ -24,7 +24,7 @@ from pistage.master.logwriter import Appended, Bounds
 from pistage.master.records import RECORD_BYTES, Record
 from pistage.wire import GapReason
 from tests.master.kept import blocks_in, bytes_in, records_in
-from tests.master.waiting import until
+from tests.waiting import until
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 

@@ -15,7 +15,7 @@ from tests.master.test_copies import a_group, put
 from tests.master.test_output_failover import three_masters
 from tests.master.test_queries import Explained
 from tests.master.test_retry import failed_chain, retry, work
-from tests.master.waiting import until
+from tests.waiting import until
 
 OTHER = "name: Other\nimage: busybox\nrun: echo\nretry: 0\n"
 

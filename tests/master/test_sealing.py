@@ -37,7 +37,7 @@ from tests.master.fakes import FakeAgent, a_master, an_agent
 from tests.master.kept import bytes_in
 from tests.master.test_logs import a_store
 from tests.master.test_output_failover import three_masters
-from tests.master.waiting import until
+from tests.waiting import until
 
 RUN, ATTEMPT = wire.new_id(), wire.new_id()
 TEXT = b"a line that a step printed\n" * 2_000

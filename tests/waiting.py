@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(claim: Callable[[], bool], timeout_s: float = 10) -> None:
+async def until(claim: Callable[[], bool], timeout_s: float = 20) -> None:
     """Return once `claim` holds; TimeoutError where it never does."""
     async with asyncio.timeout(timeout_s):
         while not claim():  # noqa: ASYNC110

@@ -1,6 +1,7 @@
 """The lease: what an agent does with its work when no master answers it, however time passed."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -141,25 +142,35 @@ async def test_without_a_master_work_is_stopped_when_the_lease_ends_and_said_to_
 
 @pytest.mark.slow
 async def test_what_a_command_printed_that_ended_before_the_lease_did_is_all_kept(
-    master: FakeMaster, start_agent: StartAgent, tmp_path: Path
+    master: FakeMaster, start_agent: StartAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    master.lease_s = 4.0
+    def roomy(flags: int) -> tuple[int, int]:
+        ends = small(flags)
+        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, limits.MIB)
+        return ends
+
+    small = os.pipe2
+    monkeypatch.setattr("pistage.agent.runtimes.process.os.pipe2", roomy)
+    master.lease_s = 3.0
     agent = await start_agent("host")
     agent._outbox._bytes_max = 64 * limits.KIB
     go = tmp_path / "go"
-    text = f"echo on; until [ -e {go} ]; do sleep 0.05; done; head -c 290000 /dev/zero | tr '\\0' x"
+    text = f"echo on; until [ -e {go} ]; do sleep 0.05; done; head -c 900000 /dev/zero | tr '\\0' x"
     assign = await master.assign(task(script(text)))
     await master.until(lambda: b"on" in master.stdout(assign.attempt_id))
     port = int(master.url.rpartition(":")[2])
     await master.stop()
     go.touch()
-    await until(lambda: agent._runners[assign.attempt_id].is_fenced, 20)
+    runner = agent._runners[assign.attempt_id]
+    await until(lambda: runner._place._children[0]._process.returncode == 0)  # type: ignore[attr-defined]
+    assert not runner.is_fenced, "it was to end by itself"
+    await until(lambda: runner.is_fenced)
     await asyncio.sleep(0.5)  # it is seen to that nothing runs any more
     await master.start(port)
     await master.finished(assign)
     step = master.steps_of(assign.attempt_id)["1"]
-    assert step.stdout is not None and (step.stdout.length, step.stdout.missing) == (290_003, 0)
-    assert len(master.stdout(assign.attempt_id)) == 290_003
+    assert step.stdout is not None and (step.stdout.length, step.stdout.missing) == (900_003, 0)
+    assert len(master.stdout(assign.attempt_id)) == 900_003
 
 
 @pytest.mark.slow

@@ -106,7 +106,12 @@ def add_webhook(
     shown, made = groups.run(put())
     for finding in shown.get("warnings") or []:
         output.say(findings.line(finding, target), fg="yellow")
-    output.say(f"webhook {name}: POST {shown['path']}, signed as X-Hub-Signature-256 or X-Pistage-Signature-256")
+    which = ", ".join(shown["events"]) or "any event"
+    output.say(
+        f"webhook {name}: POST {shown['path']} of {which}, signed as X-Hub-Signature-256 or X-Pistage-Signature-256"
+    )
+    if not shown["is_new"]:
+        output.say(f"it takes the place of the {name} that was there")
     if made is not None:
         output.say("its secret, which is not shown again:")
         click.echo(made)

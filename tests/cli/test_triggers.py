@@ -34,7 +34,10 @@ class Triggering(FakeMaster):
             case "POST", ["runs"] if self.sets is not None:
                 return web.json_response(self.sets, status=201)
             case "PUT", ["webhooks", _]:
-                view = {"name": name, "path": f"/hooks/{name}", "action": body.get("action"), "events": body["events"]}
+                view = {
+                    "name": name, "path": f"/hooks/{name}", "action": body.get("action"), "events": body["events"],
+                    "is_new": name not in self.webhooks,
+                }  # fmt: skip
                 self.webhooks[name] = view
                 return web.json_response(view, status=201)
             case "GET", ["webhooks", _] if name in self.webhooks:
@@ -77,7 +80,8 @@ def test_a_webhook_is_added_with_a_secret_that_is_printed_alone_on_stdout(
         "definition": file.read_text(), "inputs": {"tag": 'a.b ?? "x=y"'}, "with": {"to": "here"}, "events": ["push"],
         "when": {"ref": ["main", "next"], "n": [3], "draft": [False], "l": ["[1]"]}, "window_s": 3600.0, "secret": "",
     }  # fmt: skip
-    assert "POST /hooks/build" in printed.err
+    assert "POST /hooks/build of push, signed" in printed.err
+    assert "takes the place" not in printed.err
 
 
 def test_one_that_is_there_keeps_its_secret_and_a_file_gives_another(
@@ -87,6 +91,7 @@ def test_one_that_is_there_keeps_its_secret_and_a_file_gives_another(
     capsys.readouterr()
     assert pistage("webhook", "add", "build", "Build") == 0
     assert "secret" not in triggering.requests[-1][2]
+    assert "of any event" in (said := capsys.readouterr().err) and "takes the place of the build" in said
     (tmp_path / "secret").write_text("a secret of a file\n")
     assert pistage("webhook", "add", "build", "Build", "--secret-file", str(tmp_path / "secret")) == 0
     assert triggering.requests[-1][2]["secret"] == "a secret of a file"

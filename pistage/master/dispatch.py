@@ -42,7 +42,6 @@ class Dispatch:
         self._explainer: tuple[float, Explainer] | None = None
         self._have_sessions_changed = False
         self._is_assigning = False
-        self._is_leading = False
         replica.on_applied(self._note)
 
     def explain(self, task: TaskId) -> Explanation | None:
@@ -62,33 +61,33 @@ class Dispatch:
     async def serve(self) -> None:
         """Carry out effects and decide, after each change and once a second, until cancelled.
 
-        What an earlier leader decided and did not tell stands in the state: each agent is told when it comes here.
+        What an earlier leader decided and did not tell stands in the state: each agent is told when it comes here. It
+        may come, and changes be made, before this begins: their effects have been noted since this master leads.
         """
-        self._news.clear()
         self._is_assigning = False
-        self._is_leading = True
         try:
-            view = await self._loaded()
+            view, effects = await self._loaded()
+            await self._carry_out(effects)
             async with asyncio.TaskGroup() as group:
                 self._view = view
                 await self._serve(view, group)
         finally:
-            self._is_leading = False
+            self._news.clear()
             self._view = self._explainer = None
 
-    async def _loaded(self) -> View:
-        """The view of the state as it is; what is applied meanwhile is news."""
-        view = View()
+    async def _loaded(self) -> tuple[View, list[Effect]]:
+        """The view of the state as it is, and the effects of what came about before; what is applied then is news."""
+        view, effects = View(), list[Effect]()
         async with self._replica.reader.snapshot() as snapshot:
             index = await snapshot.applied_index()
             async for changes in reads.changes(snapshot):
                 for change in changes:
-                    view.take(change, self._replica.now_ms())
+                    view.take(reads.schedulable(change), self._replica.now_ms())
         while self._news and self._news[0].index <= index:
-            self._news.popleft()
+            effects.extend(self._news.popleft().effects)
         view.begin_ageing(self._replica.now_ms())
         self._have_sessions_changed = True
-        return view
+        return view, effects
 
     async def _serve(self, view: View, group: asyncio.TaskGroup) -> None:
         while True:
@@ -100,7 +99,7 @@ class Dispatch:
                     await self._work.wait()
 
     def _note(self, outcome: Outcome) -> None:
-        if self._is_leading and (outcome.changes or outcome.effects):
+        if self._replica.is_leading and (outcome.changes or outcome.effects):
             self._news.append(outcome)
             self._work.set()
 
@@ -113,7 +112,7 @@ class Dispatch:
             outcome = self._news.popleft()
             effects.extend(outcome.effects)
             for change in outcome.changes:
-                view.take(change, now)
+                view.take(reads.schedulable(change), now)
                 has_other_agents |= isinstance(change, AgentChanged)
         if has_other_agents:
             self._have_sessions_changed = False

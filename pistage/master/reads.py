@@ -21,6 +21,7 @@ from pistage.core.changes import (
     QueueSettings,
     RunBegun,
     TaskQueued,
+    TaskUnqueued,
 )
 from pistage.core.commands import Finished
 from pistage.core.keeping import EndedTask
@@ -212,7 +213,6 @@ async def changes(snapshot: Snapshot) -> AsyncIterator[list[Change]]:
         yield [
             TaskQueued(waiting_task(tuple(row), (one for (one,) in tried.get((row["run_id"], row["position"]), ()))))
             for row in rows
-            if _can_be_read(row["demand"])
         ]
 
 
@@ -231,6 +231,13 @@ _LIVE = f"{_BEGUN} WHERE attempt.state IN ('queued', 'running') ORDER BY attempt
 _GANGS = f"""{_BEGUN}
 WHERE run.state = 'running' AND task.gang IS NOT NULL ORDER BY attempt.fence, attempt.id
 """
+
+
+def schedulable(change: Change) -> Change:
+    """The change as the scheduler can take it: a task of which nobody can tell what it needs waits for nothing."""
+    if isinstance(change, TaskQueued) and not _can_be_read(change.task.demand):
+        return TaskUnqueued(run_id=change.task.run_id, position=change.task.position)
+    return change
 
 
 @lru_cache(maxsize=4096)

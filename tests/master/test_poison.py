@@ -54,6 +54,28 @@ async def test_a_demand_that_cannot_be_read_is_not_scheduled_and_stops_nobody_el
         assert (await api.ended(poisoned["id"]))["state"] == "cancelled"
 
 
+TWO = """
+name: Two
+uses:
+  a: [{run: echo a, image: busybox}]
+  b: {needs: [a], steps: [{run: echo b, image: busybox}]}
+"""
+
+
+async def test_a_demand_that_cannot_be_read_when_its_task_is_due_ends_no_leader(tmp_path: Path) -> None:
+    async with a_master(tmp_path) as api:
+        poisoned = await api.submit(TWO)
+        assert [task["state"] for task in poisoned["tasks"]] == ["queued", "pending"]
+    poison(tmp_path, f"UPDATE task SET demand = 'nothing' WHERE run_id = '{poisoned['id']}' AND state = 'pending'")
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        first = await agent.receive(wire.Assign)
+        await agent.accept(first)
+        await agent.finish(first)
+        healthy = await api.submit()
+        assert (await agent.receive(wire.Assign)).run_id == healthy["id"]
+        assert [task["state"] for task in (await api.run(poisoned["id"]))["tasks"]] == ["succeeded", "queued"]
+
+
 async def test_an_agent_whose_row_cannot_be_read_stops_nobody_else(tmp_path: Path) -> None:
     async with a_master(tmp_path) as api, an_agent(api):
         pass

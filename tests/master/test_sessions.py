@@ -10,6 +10,7 @@ import pytest
 from pistage import wire
 from pistage.core import commands as c
 from pistage.core.model import Result, State
+from pistage.master.members import Members
 from pistage.owning import running
 from tests.master.fakes import HELLO_YAML, a_master, an_agent
 from tests.master.test_losses import until_lost
@@ -243,3 +244,27 @@ async def test_what_is_no_hello_is_answered_with_a_reason(tmp_path: Path, raw: b
         await socket.send_bytes(raw)
         goodbye = wire.unpack_message(await socket.receive_bytes(timeout=10))
         assert isinstance(goodbye, wire.Goodbye) and goodbye.reason
+
+
+async def test_what_is_cancelled_before_the_new_leader_decides_anything_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_master(tmp_path) as api, an_agent(api, "a" * 26) as (agent, _):
+        run = await api.submit()
+        assign = await agent.receive(wire.Assign)
+        await agent.accept(assign)
+    may_decide, found, calls = asyncio.Event(), Members.found, []
+
+    async def late(members: Members) -> None:
+        calls.append(members)
+        if len(calls) == 2:  # the first comes before anybody can ask for anything
+            await may_decide.wait()
+        await found(members)
+
+    monkeypatch.setattr(Members, "found", late)
+    held = (wire.Held(attempt_id=assign.attempt_id, run_id=run["id"], fence=assign.fence),)
+    async with a_master(tmp_path) as api, an_agent(api, "a" * 26, held=held) as (agent, welcome):
+        assert welcome.verdicts[0].is_kept and len(calls) == 2
+        assert (await api.call("POST", f"/api/v1/runs/{run['id']}/cancel"))[0] == 202
+        may_decide.set()
+        assert (await agent.receive(wire.Cancel)).attempt_id == assign.attempt_id

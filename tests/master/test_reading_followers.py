@@ -12,10 +12,14 @@ import aiohttp
 import pytest
 
 from pistage.core import limits
+from pistage.master.api import answering, eventstream
+from pistage.master.api.sending import Sender
+from pistage.master.api.tails import Page, Tails
 from pistage.master.reading.turns import Turns
 from tests.master import printed
 from tests.master.fakes import TOKEN, Api, a_master, an_agent
 from tests.master.printed import Frame, Wanted
+from tests.waiting import until
 
 EVENTS = {"Accept": "text/event-stream"}
 
@@ -116,6 +120,43 @@ async def test_who_reads_nothing_holds_nobody_up_and_is_let_go_when_gone(tmp_pat
             assert put_together(await events_of(api, run.id, {}, random.Random(1))) == expected(frames, {})
         for connection in stuck:
             connection.close()
+
+
+async def test_who_is_gone_when_it_is_told_that_we_live_leaves_its_turn_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Turns] = []
+    told: list[bytes] = []
+
+    def kept() -> Turns:
+        made.append(Turns())
+        return made[-1]
+
+    async def broken(sender: Sender, data: bytes) -> None:
+        if data == eventstream._SIGN_OF_LIFE:
+            told.append(data)
+            raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+        await write(sender, data)
+
+    write = Sender.write
+    monkeypatch.setattr(answering, "Turns", kept)
+    monkeypatch.setattr(Sender, "write", broken)
+    monkeypatch.setattr(limits, "SSE_HEARTBEAT_S", 0.05)
+    async with a_master(tmp_path) as api, an_agent(api) as (agent, _):
+        run = await printed.a_printed_run(api, agent, [])
+        async with api.session.get(f"{api.url}/api/v1/runs/{run.id}/logs", headers=EVENTS):
+            (turns,) = made
+            await until(lambda: bool(told) and not turns.readers)
+            assert turns._granted == 0
+
+
+def test_a_page_that_two_have_read_counts_once() -> None:
+    tails = Tails(None, Turns())  # type: ignore[arg-type]
+    for start in range(500):
+        for size in (5_000, 90_000, 40_000):
+            tails.keep("run", Page(start, [], [], size))
+        assert tails._size == sum(page.size for page in tails._pages.values()) <= 16 * limits.MIB
+    assert len(tails._pages) > 400
 
 
 class Clock:

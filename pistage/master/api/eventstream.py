@@ -137,7 +137,11 @@ class EventStream:
         return self._selection.wanted.task in {None, self._selection.origin(gap.attempt_id)[0]}
 
     async def _show_life(self) -> None:
-        """In a turn: say that we are still here, if nothing else was said for long."""
+        """In a turn, which goes on: say that we are still here, if nothing else was said for long."""
         if time.monotonic() - self._sent_at >= limits.SSE_HEARTBEAT_S / 2:
-            await self._sender.write(_SIGN_OF_LIFE)
+            try:
+                await self._sender.write(_SIGN_OF_LIFE)
+            except BaseException:  # nobody is there to use the turn
+                self._turns.done()
+                raise
             self._sent_at = time.monotonic()

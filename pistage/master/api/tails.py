@@ -71,9 +71,10 @@ class Tails:
 
     def keep(self, source: str, page: Page) -> None:
         """Have it at hand for the others."""
-        if (source, page.start) not in self._pages:
-            self._size += page.size
+        if (known := self._pages.pop((source, page.start), None)) is not None:  # of who asked before there was more
+            self._size -= known.size
         self._pages[source, page.start] = page
+        self._size += page.size
         while self._size > _PAGES_BYTES_MAX and len(self._pages) > 1:
             _, old = self._pages.popitem(last=False)
             self._size -= old.size

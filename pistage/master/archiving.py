@@ -176,7 +176,7 @@ class Archiving:
         async with self._replica.reader.single() as snapshot:
             cluster_id = await reads.cluster_id(snapshot)
         directory = self._directory / run.run_id
-        for path in await asyncio.to_thread(lambda: sorted(directory.glob("*.sealed"))):
+        for path in await asyncio.to_thread(_sealed_in, directory):
             name = f"{cluster_id}/{run.run_id}/{run.place}/{path.name}"
             try:
                 stub = await asyncio.to_thread(_stub_for, path, run.url, name)
@@ -186,14 +186,22 @@ class Archiving:
                 log.info("attempt=%s its output is read from the archive from now on", path.stem)
 
 
+def _there_in(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except FileNotFoundError:  # the run was removed meanwhile
+        return []
+
+
+def _sealed_in(directory: Path) -> list[Path]:
+    return [path for path in _there_in(directory) if path.suffix == ".sealed"]
+
+
 def _files_of(directory: Path) -> list[Path]:
     """What there is to store of a run: none while not all of it is sealed."""
-    try:
-        if any(path.is_dir() for path in directory.iterdir()):
-            return []
-    except FileNotFoundError:  # it was removed meanwhile
+    if any(path.is_dir() for path in _there_in(directory)):
         return []
-    attempts = sorted(directory.glob("*.sealed"))
+    attempts = _sealed_in(directory)
     return [*attempts, directory / "index"] if attempts else []
 
 
@@ -203,10 +211,11 @@ def _put(url: str, name: str, paths: Sequence[Path]) -> bool:
     try:
         for path in paths:
             archive.put(f"{name}/{path.name}", path)
-    except (FileNotFoundError, PistageError):
+    except (FileNotFoundError, PistageError) as error:
         with contextlib.suppress(PistageError):
             archive.delete_below(name)  # the place of this try, where nobody reads
-        if paths[0].parent.exists() and all(path.exists() for path in paths):
+        # One that was gone may be there again by now; the next look stores it.
+        if isinstance(error, PistageError) and all(path.exists() for path in paths):
             raise
         return False
     return True

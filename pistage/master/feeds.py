@@ -121,6 +121,7 @@ class Feed:
         self._term, self._logs, self._courier, self._on_match = term, logs, courier, on_match
         self._news = asyncio.Event()
         self._is_careful = False
+        self._sent_alone = ""
 
     def offer(self, run: LedRun) -> None:
         """There is more of the run."""
@@ -158,12 +159,13 @@ class Feed:
         if refusal.code is Code.INVALID:
             # One run that does not fit must not stop the others: find it by sending them singly, then pass it over.
             if self._is_careful:
-                self.forget(next(iter(self.due)))
+                self.forget(self._sent_alone)
             self._is_careful = not self._is_careful
 
     def _chosen(self) -> list[LedRun]:
         if self._is_careful:
-            return [next(iter(self.due.values()))]
+            self._sent_alone = next(iter(self.due))  # it may be let go, and another come, before the answer does
+            return [self.due[self._sent_alone]]
         # Those first for which somebody waits; of the rest, which is caught up, a few, that the others stay quick.
         live = [run for run in self.due.values() if run.waiting][:RUNS_AT_ONCE]
         rest = (run for run in self.due.values() if not run.waiting)

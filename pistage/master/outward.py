@@ -172,7 +172,7 @@ def _asked_ms(response: aiohttp.ClientResponse) -> int | None:
         return min(int(text) * 1000, limits.NOTICE_RETRY_AFTER_MAX_MS)
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
     return min(max(0, round((at - datetime.now(UTC)).total_seconds() * 1000)), limits.NOTICE_RETRY_AFTER_MAX_MS)

@@ -302,3 +302,26 @@ async def test_what_a_former_leader_is_still_storing_takes_nothing_from_what_the
         assert await asyncio.to_thread(is_through.wait, 10)
         assert stored(tmp_path) == [".sealed", "index"]
         assert await read(second, run) == LINES
+
+
+async def test_a_file_that_was_away_while_it_was_stored_is_stored_by_the_next_look(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, delete, away = Archive.put, Archive.delete_below, list[Path]()
+
+    def overtaken(archive: Archive, name: str, path: Path) -> None:
+        if path.suffix == ".sealed" and not away:  # late output came
+            away.append(path.rename(path.with_suffix(".away")))
+        put(archive, name, path)
+
+    def slow(archive: Archive, name: str) -> None:
+        delete(archive, name)
+        if away[0].exists():  # and was sealed
+            away[0].rename(away[0].with_suffix(".sealed"))
+
+    monkeypatch.setattr(Archive, "put", overtaken)
+    monkeypatch.setattr(Archive, "delete_below", slow)
+    async with a_master(tmp_path / "m1", archive=url) as api, an_agent(api) as (agent, _):
+        run = await a_run(api, agent)
+        await until(lambda: is_archived(tmp_path / "m1", run))
+        assert away

@@ -16,6 +16,7 @@ from pistage import raft, wire
 from pistage.errors import Code, PistageError
 from pistage.master import repair
 from pistage.master.copies import Copies
+from pistage.master.feeds import Feed, LedRun, Place
 from pistage.master.logs import LogStore
 from pistage.master.logwriter import Bounds
 from pistage.master.records import RECORD_BYTES
@@ -549,3 +550,31 @@ async def test_a_group_that_begins_again_is_beyond_every_term_that_its_output_kn
         repair.recover(tmp_path, "http://m1")
     with closing(DurableLog(tmp_path / "raft.db")) as durable_log:
         assert durable_log.hard_state.term > 10**12 + 41
+
+
+@pytest.mark.parametrize("is_another_due", [False, True])
+async def test_a_run_that_is_let_go_while_its_copy_is_refused_takes_no_other_with_it(is_another_due: bool) -> None:
+    class Logs:
+        async def piece(self, run_id: str, start: int, end: int, most: int) -> wire.Piece:
+            return wire.Piece(run_id, start, b"", b"x" * RECORD_BYTES, b"")
+
+    class Courier:
+        async def ask(self, node_id: str, question: wire.Copy, timeout_s: float) -> CopyAnswer:
+            asked.append([piece.run_id for piece in question.pieces])
+            if asked[-1] == ["gone"] and len(asked) > 1:
+                feed.forget("gone")
+            if "gone" in asked[-1]:
+                raise PistageError(Code.INVALID, "a record that follows from none before it")
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    asked: list[list[str]] = []
+    feed = Feed("m2", 1, Logs(), Courier(), on_match=lambda run: None)  # type: ignore[arg-type]
+    for run_id in ("gone", *(["other"] if is_another_due else [])):
+        run = LedRun(run_id, count=1)
+        run.places["m2"] = Place(0)
+        feed.offer(run)
+    async with running(feed.serve()):
+        await until(lambda: len(asked) >= 2 + is_another_due)
+        assert not feed._news.is_set()
+    assert list(feed.due) == (["other"] if is_another_due else [])

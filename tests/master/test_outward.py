@@ -210,6 +210,7 @@ async def test_a_name_server_that_is_silent_is_waited_for_no_longer_than_a_reque
     ("said", "asked_ms"),
     [("7", 7_000), ("0", 0), ("999999999999", limits.NOTICE_RETRY_AFTER_MAX_MS), ("-1", None), ("soon", None),
      ("1.5", None), ("", None), ("٣", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+     ("1 Jan 9999999999999 0:0:0 GMT", None), ("1 Jan 2030 0:0:99999999999999", None),
      ("9" * 5_000, limits.NOTICE_RETRY_AFTER_MAX_MS)],
 )  # fmt: skip
 async def test_what_a_receiver_asks_for_is_heeded_within_bounds(said: str, asked_ms: int | None) -> None:

@@ -25,8 +25,11 @@ def new_id() -> str:
 
 
 def pack_command(command: Command) -> bytes:
-    """The payload of a log entry."""
-    return pack_value(codec.to_plain(Command, command))
+    """The payload of a log entry; PistageError `invalid` for values that cannot be in one."""
+    try:
+        return pack_value(codec.to_plain(Command, command))
+    except (OverflowError, ValueError) as error:  # a number of more than 64 bits, what is nested too deep
+        raise PistageError(Code.INVALID, f"it has a value that cannot be kept: {str(error)[:200]}") from None
 
 
 def unpack_command(payload: bytes) -> Command:

@@ -308,3 +308,19 @@ async def test_many_times_that_fail_together_are_one_row_and_hold_up_nobody(
             api, "hi", lambda found: any(one["outcome"] == "failed" and one["count"] > 1 for one in found)
         )
         assert next(one for one in found if one["outcome"] == "failed")["run"] is None
+
+
+@pytest.mark.parametrize("number", ["1" + 30 * "0", "NaN", "-Infinity"])
+async def test_a_parameter_that_cannot_be_kept_is_refused_when_it_is_set(tmp_path: Path, number: str) -> None:
+    text = "name: N\nimage: busybox\nrun: echo\n"
+    headers = {"Content-Type": "application/json"}
+    async with a_master(tmp_path) as api:
+        for more in ("schedule: '@daily'\n", "after: Build\n"):
+            body = f'{{"definition": {json.dumps(text + more)}, "with": {{"n": [{number}]}}}}'
+            status, problem = await api.call("POST", "/api/v1/runs", data=body, headers=headers)
+            assert (status, problem["code"]) == (422, "invalid"), problem
+            assert "cannot be kept" in problem["detail"]
+        body = f'{{"definition": {json.dumps(text)}, "schedule": {{"cron": "@daily", "with": {{"n": {number}}}}}}}'
+        status, problem = await api.call("PUT", "/api/v1/schedules/n", data=body, headers=headers)
+        assert (status, problem["code"]) == (422, "invalid"), problem
+        assert (await api.call("GET", "/api/v1/schedules"))[1]["items"] == []

@@ -30,6 +30,7 @@ from pistage.core.definition.fields import (
 from pistage.core.definition.findings import Page, Report
 from pistage.core.definition.nodes import Kind, ListNode, MapNode, Node, ScalarNode, is_true, number_of
 from pistage.core.definition.units import seconds_of
+from pistage.core.triggers.settings import problem_of_kept
 from pistage.errors import Code, PistageError
 
 T = TypeVar("T")
@@ -121,6 +122,8 @@ def _mapped(page: Page, node: MapNode, has_group: bool) -> Schedule | None:
     jitter_ms = _ms_field(page, node.get("jitter"), "schedule.jitter", JITTER_MAX_MS) or 0
     given = map_field(page, node.get("with"), "schedule.with")
     parameters = {} if given is None else {name: _plain(value) for name, value in given.entries.items()}
+    if given is not None and (problem := problem_of_kept(parameters)) is not None:
+        page.error(given, "bad-number", f"in schedule.with, {problem}", "put it in quotes")
     if given is not None and len(json.dumps(parameters)) > limits.SCHEDULE_WITH_BYTES_MAX:
         page.error(
             given, "too-large", f"schedule.with has more than {limits.SCHEDULE_WITH_BYTES_MAX} bytes of JSON",

@@ -14,7 +14,7 @@ from pistage.core.definition.findings import Page, Report, StopError
 from pistage.core.definition.inputs.checking import came_of
 from pistage.core.definition.nodes import Path, Place, shortened
 from pistage.core.triggers.expressions import ExpressionError, find, parse_expression
-from pistage.core.triggers.settings import WINDOW_DEFAULT_MS, Webhook
+from pistage.core.triggers.settings import WINDOW_DEFAULT_MS, Webhook, problem_of_kept
 
 #: What a sender asks only to see whether somebody is there.
 PING: Final = "ping"
@@ -96,11 +96,9 @@ def _check_size(
     if len(events) > limits.WEBHOOK_EVENTS_MAX or any(not 0 < len(event) <= 100 for event in events):
         message = f"'events' is at most {limits.WEBHOOK_EVENTS_MAX} names of 1 to 100 characters"
         page.error(_at("events"), "bad-events", message)
-    try:
-        said = json.dumps([dict(inputs), dict(parameters), dict(when)], allow_nan=False)
-    except ValueError:
-        page.error(Place(), "bad-number", "a number in it is not one that JSON has", "take it out")
-        return
+    if (problem := problem_of_kept([parameters, when])) is not None:
+        page.error(Place(), "bad-number", f"in 'with' or 'when', {problem}", "put it in quotes")
+    said = json.dumps([dict(inputs), dict(parameters), dict(when)])
     if len(said) > limits.WEBHOOK_CHARS_MAX:
         message = (
             f"'inputs', 'with' and 'when' have {len(said)} characters together; at most {limits.WEBHOOK_CHARS_MAX}"

@@ -16,6 +16,7 @@ from pistage.core.commands_of_schedules import DeleteSchedule, EnableSchedule, N
 from pistage.core.cron import CronError, Schedule, Timer, next_after
 from pistage.core.definition import parse_schedule
 from pistage.core.definition.fields import problem_of_name
+from pistage.core.triggers.settings import problem_of_kept
 from pistage.errors import Code, PistageError
 from pistage.master.api import bodies, http, views
 from pistage.master.api.afters import AfterRoutes
@@ -131,6 +132,8 @@ class ScheduleRoutes:
         found = await context.planner.lint(submission, project)
         if found.name is None or not (found.schedules or found.afters):
             return None
+        if (problem := problem_of_kept(submission.parameters)) is not None:
+            raise PistageError(Code.INVALID, f"among the parameters, {problem}", hint="put it in quotes")
         text = submission.text.decode() if isinstance(submission.text, bytes) else submission.text
         for schedule in found.schedules.values():  # each has parameters of its own
             given = submission.parameters | dict(schedule.parameters)

@@ -321,6 +321,8 @@ async def test_a_parameter_that_cannot_be_kept_is_refused_when_it_is_set(tmp_pat
             assert (status, problem["code"]) == (422, "invalid"), problem
             assert "cannot be kept" in problem["detail"]
         body = f'{{"definition": {json.dumps(text)}, "schedule": {{"cron": "@daily", "with": {{"n": {number}}}}}}}'
-        status, problem = await api.call("PUT", "/api/v1/schedules/n", data=body, headers=headers)
-        assert (status, problem["code"]) == (422, "invalid"), problem
-        assert (await api.call("GET", "/api/v1/schedules"))[1]["items"] == []
+        status, answer = await api.call("PUT", "/api/v1/schedules/n", data=body, headers=headers)
+        if number.isdigit():
+            assert (status, "more than 64 bits" in answer["detail"]) == (422, True), answer
+        else:  # as in YAML, where it is no number
+            assert (status, answer["with"]) == (200, {"n": number})

@@ -53,18 +53,22 @@ class Packages:
         marks = sorted(self._root.glob(f"*{_READY}"), key=lambda mark: mark.stat().st_mtime, reverse=True)
         for mark in marks[limits.PACKAGES_KEPT_MAX :]:
             key = mark.name.removesuffix(_READY)
-            if key not in self._holders:
-                await self._forget(key)
+            lock = self._locks.setdefault(key, asyncio.Lock())
+            if key not in self._holders and not lock.locked():
+                async with lock:  # who asks for it meanwhile waits, and makes it anew
+                    await self._forget(key)
+            if key not in self._holders and not lock.locked():
+                self._locks.pop(key, None)
 
     async def _forget(self, key: str) -> None:
-        """Remove a set that nobody holds; who asks for it meanwhile waits, and makes it anew."""
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            mark = self._mark(key)
-            mark.unlink(missing_ok=True)  # what is removed in part is not whole
-            if not await self._remove(key):
-                mark.touch()
-        if key not in self._holders:
-            self._locks.pop(key, None)
+        mark = self._mark(key)
+        mark.unlink(missing_ok=True)  # what is removed in part is not whole
+        is_removed = False
+        try:
+            is_removed = await self._remove(key)
+        finally:
+            if not is_removed:
+                mark.touch()  # else nobody would look at it again
 
     def _mark(self, key: str) -> Path:
         return self._root / f"{key}{_READY}"

@@ -18,6 +18,7 @@ from pistage.core.languages import Installer
 from pistage.core.plan import Attachment, Network, Program, Step, Task
 from pistage.wire import Assign
 from tests.agent.fake_master import an_assign, script, task
+from tests.waiting import until
 
 SPEC = ContainerSpec(image="x")
 
@@ -28,6 +29,7 @@ class SlowEngine:
     def __init__(self, *held_up: str) -> None:
         self.containers: dict[str, asyncio.Event] = {}  # with what is set once one has ended
         self.networks: dict[str, dict[str, str]] = {}
+        self.waited_for: list[str] = []
         self.may = {call: asyncio.Event() for call in ("create", "listed", "remove", "network")}
         self.asked = {call: asyncio.Event() for call in self.may}
         for call in set(self.may) - set(held_up):
@@ -44,6 +46,7 @@ class SlowEngine:
         self._ended(name)
 
     async def wait(self, name: str) -> int:
+        self.waited_for.append(name)
         await self._ended(name).wait()
         return 0
 
@@ -168,10 +171,10 @@ async def test_an_installation_is_left_alone_by_the_attempt_that_began_it_before
         async with asyncio.TaskGroup() as group:
             installing = group.create_task(first._create_step(context, SPEC))
             waiting = group.create_task(second._create_step(context, SPEC))
-            await asyncio.sleep(0.05)
+            await until(lambda: bool(engine.waited_for))
             installing.cancel()
             await asyncio.wait([installing])
-            await asyncio.sleep(0.05)
+            await until(lambda: len(engine.waited_for) == 2)
             (installer,) = engine.containers
             await first.kill()
             await first.close()

@@ -263,7 +263,8 @@ async def test_what_is_cancelled_while_it_waits_for_a_device_is_not_begun(
     second = await master.assign(wants_gpus(task(script(f"touch {tmp_path}/begun; sleep 100"))))
     await until(lambda: bool(agent._gpus._waiting), 10)
     await master.send(Cancel(attempt_id=second.attempt_id, reason="by somebody"))
-    assert (await master.finished(second, timeout_s=3)).result.state is State.CANCELLED
+    await until(lambda: agent._runners[second.attempt_id]._brake.stop is not None)
     (tmp_path / "agent" / "workspaces" / first.attempt_id / "c1" / "workspace" / "go").touch()
     assert (await master.finished(first)).result.state is State.SUCCEEDED
+    assert (await master.finished(second)).result.state is State.CANCELLED
     assert not (tmp_path / "begun").exists()

@@ -151,7 +151,7 @@ async def test_what_a_command_printed_that_ended_before_the_lease_did_is_all_kep
 
     small = os.pipe2
     monkeypatch.setattr("pistage.agent.runtimes.process.os.pipe2", roomy)
-    master.lease_s = 3.0
+    master.lease_s = 5.0
     agent = await start_agent("host")
     agent._outbox._bytes_max = 64 * limits.KIB
     go = tmp_path / "go"
@@ -164,8 +164,14 @@ async def test_what_a_command_printed_that_ended_before_the_lease_did_is_all_kep
     runner = agent._runners[assign.attempt_id]
     await until(lambda: runner._place._children[0]._process.returncode == 0)  # type: ignore[attr-defined]
     assert not runner.is_fenced, "it was to end by itself"
-    await until(lambda: runner.is_fenced)
-    await asyncio.sleep(0.5)  # it is seen to that nothing runs any more
+    kill, killed = runner._place.kill, list[str]()
+
+    async def told() -> None:
+        await kill()
+        killed.append("all of it")
+
+    monkeypatch.setattr(runner._place, "kill", told)
+    await until(lambda: bool(killed))
     await master.start(port)
     await master.finished(assign)
     step = master.steps_of(assign.attempt_id)["1"]

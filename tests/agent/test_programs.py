@@ -254,10 +254,13 @@ class Shelf:
         self.go.set()
         self.fault: Exception | None = None
         self.slow: set[str] = set()
+        self.faulty: set[str] = set()
         self.is_removing, self.may_remove = asyncio.Event(), asyncio.Event()
 
     async def _remove(self, key: str) -> bool:
         self.removed.append(key)
+        if key in self.faulty:
+            raise ExecutionError(FailureClass.LOST, "the engine went away")
         if key in self.slow:
             self.is_removing.set()
             await self.may_remove.wait()
@@ -337,6 +340,24 @@ async def test_a_set_that_is_asked_for_while_it_is_removed_is_made_anew_and_kept
     shelf.removed.clear()
     await shelf.ensure("old", "four")
     assert (shelf.made, "old" in shelf.removed) == (["old", "new", "old"], False)
+
+
+async def test_a_set_that_could_not_be_removed_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PACKAGES_KEPT_MAX", 1)
+    shelf = Shelf(tmp_path)
+    await shelf.ensure("old", "one")
+    shelf.packages.let_go("one")
+    shelf.faulty.add("old")
+    os.utime(tmp_path / "old.ready", (0, 0))
+    with pytest.raises(ExecutionError):
+        await shelf.ensure("new", "two")
+    shelf.faulty.clear()
+    os.utime(tmp_path / "old.ready", (0, 0))
+    await shelf.ensure("newer", "three")
+    assert not (tmp_path / "old.ready").exists()
+    assert not shelf.packages._locks.keys() & {"old"}
 
 
 def needy(text: str, *requirements: str) -> Step:

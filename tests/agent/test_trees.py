@@ -1,6 +1,8 @@
 """What a pipeline made of a directory, and that it is removed all the same."""
 
+import contextlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,3 +67,26 @@ def test_two_may_be_at_it_at_once(tmp_path: Path) -> None:
             for done in [threads.submit(remove_tree, tree) for _ in range(4)]:
                 done.result()
             assert not tree.exists()
+
+
+def test_somebody_who_goes_on_writing_in_it_holds_up_nobody(tmp_path: Path) -> None:
+    tree, is_over = tmp_path / "tree", threading.Event()
+    (tree / "below").mkdir(parents=True)
+
+    def write() -> None:
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            with contextlib.suppress(OSError):
+                (tree / ("below" if number % 2 else ".") / str(number)).touch()
+
+    with ThreadPoolExecutor(2) as threads:
+        writing = [threads.submit(write) for _ in range(2)]
+        try:
+            remove_tree(tree)
+        finally:
+            is_over.set()
+        for done in writing:
+            done.result()
+    remove_tree(tree)
+    assert not tree.exists()

@@ -18,6 +18,7 @@ from pistage.agent.runtimes.docker_place import DockerPlace, translated
 from pistage.agent.runtimes.docker_programs import DockerPackages
 from pistage.agent.runtimes.engine import Engine, EngineError, EngineGoneError
 from pistage.config import AgentConfig
+from pistage.owning import seen_through
 from pistage.wire import Assign
 
 T = TypeVar("T")
@@ -119,12 +120,7 @@ class DockerRuntime:
     async def whole(self, call: Coroutine[Any, Any, T]) -> T:
         """Make a call that is seen to its end even if the caller is cancelled: what it makes can then be removed."""
         assert self._chores is not None, "containers are made after `open`"
-        task = self._chores.create_task(_outcome(call))
-        try:
-            outcome = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
+        outcome = await seen_through(self._chores.create_task(_outcome(call)))
         if isinstance(outcome, Exception):
             raise outcome
         return outcome

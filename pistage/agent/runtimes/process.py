@@ -27,6 +27,7 @@ _READ_BYTES = 64 * limits.KIB
 #: A process that its command left behind may hold the pipe for ever: once the command has ended, this long a silence
 #: is the end of its output.
 _DRAIN_S = 0.25
+_KILLED_DRAIN_S = 2.0
 _LEFT_IN_PIPES_MAX = 4 * limits.MIB  # two pipes of the largest size there is, and what was read ahead of them
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -52,6 +53,7 @@ class ChildProcess:
         self._offsets = dict.fromkeys(pipes, 0)
         self._is_writing: set[int] = set()
         self._transports: list[asyncio.BaseTransport] = []
+        self._is_killed = False
 
     @classmethod
     async def launch(cls, launch: Launch) -> ChildProcess:
@@ -71,12 +73,15 @@ class ChildProcess:
                 os.close(write_end)
         readers = {number: asyncio.StreamReader(limit=_READ_BYTES) for number in pipes}
         child = cls(process, readers, f"PISTAGE_RUN_ID={launch.env.get('PISTAGE_RUN_ID', '')}".encode())
+        ends = {number: read_end for number, (read_end, _) in pipes.items()}
         try:
-            for number, (read_end, _) in pipes.items():
-                await child._connect(number, read_end)
+            for number in pipes:
+                await child._connect(number, ends.pop(number))
         except BaseException:  # nobody else knows of it yet
             await child.kill()
             child.close()
+            for read_end in ends.values():
+                os.close(read_end)
             raise
         return child
 
@@ -106,13 +111,19 @@ class ChildProcess:
         return Exit(code=code if code >= 0 else 128 - code)
 
     async def _drain(self, pumps: Sequence[asyncio.Task[None]]) -> None:
-        """Until the pipes are at their end, or silent, or more came out of them than the command can have left."""
-        at_end = self._taken()
+        """Until the pipes are at their end, or silent, or more came out of them than the command can have left.
+
+        After a kill also once they were read for a while, and nothing of it waited: what still comes is of a process
+        that was not killed.
+        """
+        at_end, calm_s = self._taken(), 0.0
         while pending := [pump for pump in pumps if not pump.done()]:
             before = self._taken()
             await asyncio.wait(pending, timeout=_DRAIN_S)
             is_silent = self._taken() == before and not self._is_writing
-            if is_silent or self._taken() - at_end > _LEFT_IN_PIPES_MAX:
+            calm_s = 0.0 if self._is_writing else calm_s + _DRAIN_S
+            is_read = self._is_killed and calm_s >= _KILLED_DRAIN_S
+            if is_silent or is_read or self._taken() - at_end > _LEFT_IN_PIPES_MAX:
                 for pump in pending:
                     pump.cancel()
                 return
@@ -129,6 +140,7 @@ class ChildProcess:
 
     async def signal(self, name: str) -> None:
         """See `Running`."""
+        self._is_killed |= name == "KILL"
         if self._process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -139,6 +151,7 @@ class ChildProcess:
 
         What it printed can still be read.
         """
+        self._is_killed = True
         if self._process.returncode is None:
             await self.signal("KILL")
             await self._process.wait()

@@ -6,32 +6,35 @@ import contextlib
 import os
 import secrets
 import stat
+import time
 from pathlib import Path
 
-_PASSES_MAX = 1_000_000  # each takes away a level; what is deeper than that stays
+_PASSES_S = 60.0
 
 
 def remove_tree(root: Path) -> None:
     """Remove a directory: whatever modes are in it, however deep it is, and never through a link.
 
-    Several may be at it at once. What cannot be removed stays.
+    Several may be at it at once. What cannot be removed stays, and so does what somebody goes on making in it, or more
+    levels than can be taken away in a minute.
     """
     try:
         top = _opened(root)
     except OSError:
         return
+    deadline = time.monotonic() + _PASSES_S
     try:
-        for _ in range(_PASSES_MAX):
-            if not _is_shallower(top):
-                break
+        with contextlib.suppress(OSError):
+            while _has_lifted(top) and time.monotonic() < deadline:
+                pass
     finally:
         os.close(top)
     with contextlib.suppress(OSError):
         root.rmdir()
 
 
-def _is_shallower(top: int) -> bool:
-    """Remove what is in a directory, but bring the directories of its directories up into it; whether any of it worked.
+def _has_lifted(top: int) -> bool:
+    """Remove what is in a directory, but bring the directories of its directories up into it; whether there were any.
 
     So neither how deep a tree is nor how long its paths are matters, and two descriptors are enough.
     """
@@ -39,14 +42,13 @@ def _is_shallower(top: int) -> bool:
     for name in os.listdir(top):
         with contextlib.suppress(OSError):  # it stays, or somebody else has removed it
             if not _is_unlinked(name, top):
-                count += _emptied(name, top)
+                count += _lifted(name, top)
                 os.rmdir(name, dir_fd=top)
-            count += 1
     return count > 0
 
 
-def _emptied(name: str, top: int) -> int:
-    """Remove the files of a directory in `top`, and move its directories there; how many there were."""
+def _lifted(name: str, top: int) -> int:
+    """Remove the files of a directory in `top`, and move its directories there; how many of these there were."""
     directory: int = _opened(name, top)
     count = 0
     try:
@@ -55,7 +57,7 @@ def _emptied(name: str, top: int) -> int:
                 if not _is_unlinked(below, directory):
                     os.close(_opened(below, directory))  # one that cannot be written to cannot be moved
                     os.rename(below, secrets.token_hex(16), src_dir_fd=directory, dst_dir_fd=top)
-                count += 1
+                    count += 1
     finally:
         os.close(directory)
     return count

@@ -72,7 +72,6 @@ class Dispatch:
                 self._view = view
                 await self._serve(view, group)
         finally:
-            self._news.clear()
             self._view = self._explainer = None
 
     async def _loaded(self) -> tuple[View, list[Effect]]:
@@ -99,7 +98,9 @@ class Dispatch:
                     await self._work.wait()
 
     def _note(self, outcome: Outcome) -> None:
-        if self._replica.is_leading and (outcome.changes or outcome.effects):
+        if not self._replica.is_leading:
+            self._news.clear()
+        elif outcome.changes or outcome.effects:
             self._news.append(outcome)
             self._work.set()
 

@@ -154,13 +154,3 @@ def test_there_are_only_so_many(cluster: Cluster, monkeypatch: pytest.MonkeyPatc
     assert refused.error is not None
     assert refused.error.code is Code.CONFLICT
     assert put(cluster).error is None
-
-
-def test_what_the_tables_cannot_hold_is_refused_and_stops_no_master(cluster: Cluster) -> None:
-    deep: Any = 1
-    for _ in range(300):
-        deep = [deep]
-    for value in (deep, "\ud800"):
-        refusal = put(cluster, webhook=Webhook(parameters={"n": value})).error
-        assert refusal is not None and refusal.code is Code.INVALID
-    assert put(cluster).error is None

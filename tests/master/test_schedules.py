@@ -326,3 +326,13 @@ async def test_a_parameter_that_cannot_be_kept_is_refused_when_it_is_set(tmp_pat
             assert (status, "more than 64 bits" in answer["detail"]) == (422, True), answer
         else:  # as in YAML, where it is no number
             assert (status, answer["with"]) == (200, {"n": number})
+
+
+@pytest.mark.parametrize("depth", [60, 100, 600])
+async def test_parameters_that_are_kept_are_no_deeper_than_a_document_can_be(tmp_path: Path, depth: int) -> None:
+    text = "name: N\nimage: busybox\nrun: echo\nschedule: '@daily'\n"
+    body = f'{{"definition": {json.dumps(text)}, "with": {{"n": {depth * """{"k":"""}1{depth * "}"}}}}}'
+    async with a_master(tmp_path) as api:
+        status, answer = await api.call("POST", "/api/v1/runs", data=body, headers={"Content-Type": "application/json"})
+        assert status == (201 if depth == 60 else 422), answer
+        assert depth == 60 or "nested deeper than" in answer["detail"]

@@ -62,10 +62,9 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
     try:
         value = _carry_out(turn, command)
         turn.write_events()
-    except (PistageError, OverflowError, ValueError) as error:
-        # What the tables cannot hold (a number that is too large, a value that is nested too deep, a character that is
-        # none) is no bug that must stop every master, now and at each start.
-        refusal = error if isinstance(error, PistageError) else _unkept(error)
+    except (PistageError, OverflowError) as error:
+        # A number that SQLite cannot hold is no bug that must stop every master, now and at each start.
+        refusal = error if isinstance(error, PistageError) else PistageError(Code.INVALID, "a number is too large")
         db.execute("ROLLBACK TO command")
         db.execute("RELEASE command")
         return Outcome(error=refusal, index=index)
@@ -78,10 +77,6 @@ def apply(db: sqlite3.Connection, index: int, command: c.Command) -> Outcome:
         deliveries=tuple(turn.deliveries),
         index=index,
     )  # fmt: skip
-
-
-def _unkept(error: Exception) -> PistageError:
-    return PistageError(Code.INVALID, f"it has a value that cannot be kept: {str(error)[:200]}")
 
 
 def _carry_out(turn: Turn, command: c.Command) -> dict[str, object]:  # noqa: PLR0911, PLR0912 - one arm a command

@@ -8,24 +8,31 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any, Final
 
+from pistage.core import limits
 from pistage.core.model import State
 
 WINDOW_DEFAULT_MS: Final = 24 * 3_600_000
 
 
-def problem_of_kept(value: Any) -> str | None:
-    """Why parameters cannot be kept for a later run; None if they can."""
-    match value:
-        case int() if not -(2**63) <= value < 2**64:
-            return "a number of more than 64 bits cannot be kept: write it as text"
-        case float() if not isfinite(value):
-            return f"{value} cannot be kept, since JSON has no such number: write it as text"
-        case list() | tuple():
-            return next(filter(None, map(problem_of_kept, value)), None)
-        case Mapping():
-            return problem_of_kept(list(value.values()))
-        case _:
+def problem_of_kept(parameters: object) -> str | None:
+    """Why parameters, from a program, cannot be kept for a later run; None if they can."""
+    level = [parameters]
+    for _ in range(limits.DOCUMENT_DEPTH_MAX):
+        below: list[object] = []
+        for value in level:
+            match value:
+                case int() if not -(2**63) <= value < 2**64:
+                    return "a number of more than 64 bits cannot be kept: write it as text"
+                case float() if not isfinite(value):
+                    return f"{value} cannot be kept, since JSON has no such number: write it as text"
+                case list() | tuple():
+                    below.extend(value)
+                case Mapping():
+                    below.extend(value.values())
+        if not below:
             return None
+        level = below
+    return f"what is nested deeper than {limits.DOCUMENT_DEPTH_MAX} levels cannot be kept: write it as text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -781,6 +781,7 @@ async def test_a_master_seals_what_has_ended_and_shows_it_as_before(tmp_path: Pa
         await finish(agent, assign, TEXT)
         await until(sealed_of(run, assign, tmp_path).exists)
         assert await api.call("GET", f"/api/v1/runs/{run['id']}/logs") == (200, TEXT.decode())
+        await until(lambda: api.master.context.sealing.sealed_count > 0)  # type: ignore[attr-defined]
         _, metrics = await api.call("GET", "/metrics")
         assert "\npistage_output_sealed_total 1\n" in metrics
         assert "\npistage_output_damaged 0\n" in metrics

@@ -34,7 +34,7 @@ async def running(*services: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def seen_through(work: asyncio.Future[T], *, unwanted: Callable[[T], object] | None = None) -> T:
-    """The result of a thread's work, whose end is waited for also by who is cancelled: no thread can be.
+    """The result of work whose end is waited for also by who is cancelled: no thread can be, nor a call on its way.
 
     What it uses may be closed, removed or used by others from then on. A result that nobody is there to take is given
     to `unwanted`.

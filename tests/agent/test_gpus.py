@@ -20,6 +20,7 @@ from pistage.core.plan import Block, Context, Resources, Task
 from pistage.wire import Cancel, new_id
 from tests.agent.conftest import StartAgent, StopAgent
 from tests.agent.fake_master import FakeMaster, an_assign, script, task
+from tests.agent.test_policy import NoNotes
 from tests.waiting import until
 
 
@@ -232,11 +233,6 @@ async def test_devices_are_free_again_when_their_attempt_was_stopped(
     master.unwanted.add(first.attempt_id)
     end = await master.finished(second)
     assert master.stdout(end.attempt_id) == b"0\n"
-
-
-class NoNotes:
-    def write(self, key: str, note: Any) -> None:
-        return
 
 
 async def test_steps_that_wait_at_once_share_what_their_context_gets() -> None:

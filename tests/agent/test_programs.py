@@ -320,14 +320,20 @@ async def test_those_unused_for_longest_go_and_those_in_use_stay(
     assert shelf.removed == ["newest", "old", "busy"]
 
 
+async def with_an_old_set(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """One that nobody holds, and that goes when there is another."""
+    monkeypatch.setattr(limits, "PACKAGES_KEPT_MAX", 1)
+    shelf = Shelf(directory)
+    await shelf.ensure("old", "one")
+    shelf.packages.let_go("one")
+    os.utime(directory / "old.ready", (0, 0))
+    return shelf
+
+
 async def test_a_set_that_is_asked_for_while_it_is_removed_is_made_anew_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "PACKAGES_KEPT_MAX", 1)
-    shelf = Shelf(tmp_path)
-    await shelf.ensure("old", "one")
-    shelf.packages.let_go("one")
-    os.utime(tmp_path / "old.ready", (0, 0))
+    shelf = await with_an_old_set(tmp_path, monkeypatch)
     shelf.slow.add("old")
     async with asyncio.TaskGroup() as group:
         group.create_task(shelf.ensure("new", "two"))
@@ -345,12 +351,8 @@ async def test_a_set_that_is_asked_for_while_it_is_removed_is_made_anew_and_kept
 async def test_a_set_that_could_not_be_removed_is_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "PACKAGES_KEPT_MAX", 1)
-    shelf = Shelf(tmp_path)
-    await shelf.ensure("old", "one")
-    shelf.packages.let_go("one")
+    shelf = await with_an_old_set(tmp_path, monkeypatch)
     shelf.faulty.add("old")
-    os.utime(tmp_path / "old.ready", (0, 0))
     with pytest.raises(ExecutionError):
         await shelf.ensure("new", "two")
     shelf.faulty.clear()
